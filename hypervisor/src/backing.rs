@@ -1,0 +1,213 @@
+//! The two backings of guest memory, and the regions that put them before a guest.
+//!
+//! [`SharedMemory`] is a memfd that the VMM maps: what the guest shares, devices reach through it. [`GuestMemfd`] is
+//! memory of the kernel's that no process can map, read or write. A [`Region`] is one KVM memory slot: a range of guest
+//! addresses with a slice of either or both.
+//!
+//! Both give memory back by [`Backing::discard`]: the pages of a discarded range read as zeros afterwards and cost
+//! nothing. The mapping of a [`SharedMemory`] stays in place for as long as any region or user holds it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::mm::Advice;
+use vm_memory::{FileOffset, MmapRegion};
+
+use crate::{Error, GpaRange, PAGE_SIZE, Result};
+
+/// Guest memory that the VMM maps: a memfd and its mapping.
+#[derive(Debug)]
+pub struct SharedMemory {
+    file: Arc<std::fs::File>,
+    mapping: MmapRegion,
+}
+
+impl SharedMemory {
+    /// Creates `size` bytes of zeroed memory that costs nothing until it is touched, maps them, and keeps them out of
+    /// core dumps. `name` shows in `/proc/PID/maps` as `/memfd:NAME`.
+    ///
+    /// # Errors
+    /// A size that is zero, unaligned or beyond what the process may map.
+    pub fn new(name: &str, size: u64) -> Result<Self> {
+        let failed = |operation, source: io::Error| Error::Failed {
+            operation,
+            subject: format!("{size:#x} bytes of shared guest memory"),
+            source,
+        };
+        GpaRange::new(0, size)?;
+        let length = usize::try_from(size).map_err(|_| failed("map", io::ErrorKind::OutOfMemory.into()))?;
+        let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).map_err(|e| failed("create", e.into()))?;
+        rustix::fs::ftruncate(&file, size).map_err(|e| failed("size", e.into()))?;
+        let file = Arc::new(std::fs::File::from(file));
+        let mapping = MmapRegion::build(
+            Some(FileOffset::from_arc(file.clone(), 0)),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_NORESERVE,
+        )
+        .map_err(|e| failed("map", io::Error::other(e)))?;
+        advise_dont_dump(&mapping).map_err(|e| failed("keep out of core dumps", e))?;
+        Ok(Self { file, mapping })
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.mapping.size() as u64
+    }
+
+    /// The mapping: volatile access to the bytes, for those who know that they are shared.
+    pub fn mapping(&self) -> &MmapRegion {
+        &self.mapping
+    }
+}
+
+#[expect(unsafe_code, reason = "madvise takes an address; the mapping is this module's own")]
+fn advise_dont_dump(mapping: &MmapRegion) -> io::Result<()> {
+    // SAFETY: the address and length are those of a live mapping, and MADV_DONTDUMP changes no contents.
+    unsafe { rustix::mm::madvise(mapping.as_ptr().cast(), mapping.size(), Advice::LinuxDontDump) }
+        .map_err(io::Error::from)
+}
+
+/// Guest memory that no process can map: a guest_memfd of one VM.
+///
+/// The descriptor keeps the memory alive; the VM does not keep the descriptor alive, so regions hold it.
+#[derive(Debug)]
+pub struct GuestMemfd {
+    file: OwnedFd,
+    size: u64,
+}
+
+impl GuestMemfd {
+    /// Takes over a guest_memfd of `size` bytes, and makes it close on exec, which the kernel does not.
+    pub(crate) fn new(file: OwnedFd, size: u64) -> io::Result<Self> {
+        rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::CLOEXEC)?;
+        Ok(Self { file, size })
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl AsFd for GuestMemfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// One of the two backings.
+#[derive(Debug, Clone)]
+pub enum Backing {
+    /// What the page is in while it is shared.
+    Shared(Arc<SharedMemory>),
+    /// What the page is in while it is private.
+    Private(Arc<GuestMemfd>),
+}
+
+impl Backing {
+    /// Gives the memory of `size` bytes at `offset` back to the host.
+    ///
+    /// # Errors
+    /// What `fallocate(PUNCH_HOLE)` says: unaligned bytes, no memory, interruption by a signal.
+    pub fn discard(&self, offset: u64, size: u64) -> Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let (name, result) = match self {
+            Self::Shared(memory) => ("shared", rustix::fs::fallocate(&*memory.file, flags, offset, size)),
+            Self::Private(memory) => ("private", rustix::fs::fallocate(&memory.file, flags, offset, size)),
+        };
+        result.map_err(|errno| Error::Failed {
+            operation: "discard",
+            subject: format!("{size:#x} bytes at {offset:#x} of {name} guest memory"),
+            source: errno.into(),
+        })
+    }
+}
+
+/// A slice of a backing: the backing and the offset of the first byte in it.
+#[derive(Debug)]
+pub struct Slice<T> {
+    /// The backing.
+    pub backing: Arc<T>,
+    /// Offset of the first byte, page-aligned.
+    pub offset: u64,
+}
+
+// Not derived: that would ask for a backing that can be cloned.
+impl<T> Clone for Slice<T> {
+    fn clone(&self) -> Self {
+        Self { backing: self.backing.clone(), offset: self.offset }
+    }
+}
+
+/// One memory slot: a range of guest addresses and what is behind it.
+#[derive(Debug, Clone)]
+pub struct Region {
+    /// Where the guest sees it.
+    pub range: GpaRange,
+    /// What is behind its shared pages. Without it, a touch of a shared page is an error.
+    pub shared: Option<Slice<SharedMemory>>,
+    /// What is behind its private pages. Without it, a touch of a private page exits with [`crate::MemoryFault`].
+    pub private: Option<Slice<GuestMemfd>>,
+}
+
+impl Region {
+    /// Checks that both slices lie inside their backings and on page borders.
+    ///
+    /// # Errors
+    /// The first slice that doesn't.
+    pub fn check(&self) -> Result<()> {
+        let slices = [
+            self.shared.as_ref().map(|slice| (slice.offset, slice.backing.size())),
+            self.private.as_ref().map(|slice| (slice.offset, slice.backing.size())),
+        ];
+        for (offset, size) in slices.into_iter().flatten() {
+            let end = u128::from(offset) + u128::from(self.range.len());
+            if end > u128::from(size) || !offset.is_multiple_of(PAGE_SIZE) {
+                return Err(Error::OutsideBacking { range: self.range, offset, end, size });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, VolatileMemory};
+
+    #[test]
+    fn discarded_shared_memory_reads_zero_and_the_rest_is_kept() {
+        let memory = Arc::new(SharedMemory::new("test", 3 * PAGE_SIZE).unwrap());
+        let all = memory.mapping().as_volatile_slice();
+        all.write_slice(&[7; 3 * PAGE_SIZE as usize], 0).unwrap();
+        Backing::Shared(memory.clone()).discard(PAGE_SIZE, PAGE_SIZE).unwrap();
+        let mut bytes = vec![0u8; 3 * PAGE_SIZE as usize];
+        all.read_slice(&mut bytes, 0).unwrap();
+        let expected = |page: usize| if page == 1 { 0 } else { 7 };
+        assert!(bytes.iter().enumerate().all(|(i, byte)| *byte == expected(i / PAGE_SIZE as usize)));
+    }
+
+    #[test]
+    fn bad_sizes_are_errors_that_name_the_size() {
+        for size in [0, 1, 4097, u64::MAX, 1 << 62] {
+            assert!(SharedMemory::new("test", size).is_err(), "{size:#x}");
+        }
+    }
+
+    #[test]
+    fn a_region_outside_its_backing_is_refused() {
+        let memory = Arc::new(SharedMemory::new("test", 2 * PAGE_SIZE).unwrap());
+        let region = |offset| Region {
+            range: GpaRange::new(0, 2 * PAGE_SIZE).unwrap(),
+            shared: Some(Slice { backing: memory.clone(), offset }),
+            private: None,
+        };
+        assert!(region(0).check().is_ok());
+        for offset in [1, PAGE_SIZE, u64::MAX - PAGE_SIZE + 1] {
+            assert!(region(offset).check().is_err(), "{offset:#x}");
+        }
+    }
+}

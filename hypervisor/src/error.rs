@@ -1,0 +1,133 @@
+//! What a hypervisor's operations fail with.
+
+use std::io;
+
+use crate::{Capability, GpaRange, PageState, RangeError};
+
+/// Result of a hypervisor operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An operation that failed, what it was done to, and why.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `/dev/kvm` could not be opened.
+    #[error("cannot open {path}: {remedy}")]
+    Open {
+        /// The device file.
+        path: String,
+        /// What the operator can do.
+        remedy: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The host lacks something that the operation needs.
+    #[error("this host lacks {capability}: {}", capability.remedy())]
+    Missing {
+        /// What is missing.
+        capability: Capability,
+    },
+    /// A system call failed.
+    #[error("cannot {operation} {subject}")]
+    Failed {
+        /// What was to be done, as a verb: "map", "create".
+        operation: &'static str,
+        /// What it was to be done to, with its values.
+        subject: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// An attribute could not be set.
+    #[error("cannot make {range} {state}")]
+    Attribute {
+        /// The range.
+        range: GpaRange,
+        /// The state it was to have.
+        state: PageState,
+        /// What the kernel says.
+        #[source]
+        source: AttributeError,
+    },
+    /// Two numbers that are no range of pages.
+    #[error("bad range of guest memory")]
+    Range(#[from] RangeError),
+    /// A region names bytes that its backing does not have.
+    #[error("region {range} needs bytes {offset:#x}-{end:#x} of a backing of {size:#x} bytes")]
+    OutsideBacking {
+        /// Where the region lies in the guest.
+        range: GpaRange,
+        /// First byte in the backing.
+        offset: u64,
+        /// First byte behind.
+        end: u128,
+        /// Size of the backing in bytes.
+        size: u64,
+    },
+}
+
+impl Error {
+    pub(crate) fn failed(
+        operation: &'static str,
+        subject: impl Into<String>,
+    ) -> impl FnOnce(vmm_sys_util::errno::Error) -> Self {
+        let subject = subject.into();
+        move |errno| Self::Failed { operation, subject, source: errno.into() }
+    }
+
+    /// The system's error number, where one is at the bottom of this error.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Open { source, .. } | Self::Failed { source, .. } => source.raw_os_error(),
+            Self::Attribute { source, .. } => Some(source.errno()),
+            _ => None,
+        }
+    }
+}
+
+/// Why an attribute was not set. The range is as it was, but for [`AttributeError::Again`].
+///
+/// Linux `virt/kvm/kvm_main.c`, `kvm_vm_set_mem_attributes`; [`AttributeError::Again`] is what the in-place conversion
+/// ioctl of guest_memfd will add.
+#[derive(Debug, thiserror::Error)]
+pub enum AttributeError {
+    /// Everything below this many bytes is done, and the page there is pinned: try the rest again.
+    #[error("a page is pinned at offset {done:#x}")]
+    Again {
+        /// Bytes from the start of the range that have the new state.
+        done: u64,
+    },
+    /// The range or the attribute is not one that this VM takes.
+    #[error("this VM does not take that attribute there (EINVAL)")]
+    Invalid,
+    /// The kernel has no memory for the record.
+    #[error("the host's kernel is out of memory (ENOMEM)")]
+    NoMemory,
+    /// The VM is dead.
+    #[error("the VM is dead (EIO)")]
+    Dead,
+    /// Something else.
+    #[error("unexpected error of KVM_SET_MEMORY_ATTRIBUTES")]
+    Other(#[source] io::Error),
+}
+
+impl AttributeError {
+    pub(crate) fn from_errno(errno: i32) -> Self {
+        match errno {
+            libc::EINVAL => Self::Invalid,
+            libc::ENOMEM => Self::NoMemory,
+            libc::EIO => Self::Dead,
+            _ => Self::Other(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    fn errno(&self) -> i32 {
+        match self {
+            Self::Again { .. } => libc::EAGAIN,
+            Self::Invalid => libc::EINVAL,
+            Self::NoMemory => libc::ENOMEM,
+            Self::Dead => libc::EIO,
+            Self::Other(source) => source.raw_os_error().unwrap_or(0),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The Linux implementation, on `/dev/kvm`.
+//!
+//! Thin: each trait method is one ioctl and a translation. What KVM does beyond its documentation stands at the place
+//! where it matters.
+
+mod probe;
+mod vcpu;
+mod vm;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::Kvm;
+
+use crate::x86_64::CpuidEntry;
+use crate::{Capability, Error, Hypervisor, MemoryCaps, Result, Vm, VmType};
+
+/// Where KVM is.
+const DEVICE: &str = "/dev/kvm";
+
+/// KVM on this host.
+#[derive(Debug)]
+pub struct KvmHypervisor {
+    kvm: Kvm,
+    caps: MemoryCaps,
+}
+
+impl KvmHypervisor {
+    /// Opens `/dev/kvm` and probes what it can do.
+    ///
+    /// # Errors
+    /// No such device, or no permission for it.
+    pub fn open() -> Result<Self> {
+        let path = Path::new(DEVICE);
+        let kvm = Kvm::new_with_path(c"/dev/kvm").map_err(|errno| Error::Open {
+            path: path.display().to_string(),
+            remedy: match errno.errno() {
+                libc::EACCES | libc::EPERM => "join the group that owns it (usually `kvm`), or run as root",
+                libc::ENOENT | libc::ENODEV | libc::ENXIO => {
+                    "load kvm_amd or kvm_intel and turn virtualization on in the firmware; `cargo lab` needs no KVM"
+                }
+                _ => "check that KVM works on this host",
+            },
+            source: io::Error::from(errno),
+        })?;
+        let caps = probe::probe(&kvm);
+        Ok(Self { kvm, caps })
+    }
+}
+
+impl Hypervisor for KvmHypervisor {
+    fn caps(&self) -> &MemoryCaps {
+        &self.caps
+    }
+
+    fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>> {
+        let cpuid = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(Error::failed("read", "the supported CPUID"))?;
+        Ok(cpuid.as_slice().to_vec())
+    }
+
+    fn create_vm(&self, vm_type: VmType) -> Result<Arc<dyn Vm>> {
+        let capability = Capability::VmType(vm_type);
+        if !self.caps.has(capability) {
+            return Err(Error::Missing { capability });
+        }
+        let fd = self
+            .kvm
+            .create_vm_with_type(vm_type.number())
+            .map_err(Error::failed("create", format!("a VM of type {vm_type}")))?;
+        Ok(Arc::new(vm::KvmVm::new(fd, vm_type)))
+    }
+}

@@ -1,0 +1,155 @@
+//! A vCPU of KVM's: registers, and the translation of its exits.
+#![expect(unsafe_code, reason = "kvm-ioctls does not decode the suberror of an internal error")]
+
+use std::io;
+
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_run};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::probe::KVM_HC_MAP_GPA_RANGE;
+use super::vm::Regions;
+use crate::x86_64::{CpuidEntry, Registers, SpecialRegisters};
+use crate::{Error, Exit, MapGpaRange, MemoryFault, MsrRead, MsrWrite, Result, Vcpu, VmType};
+
+/// `KVM_MEMORY_EXIT_FLAG_PRIVATE`: the access was a private one (Linux `include/uapi/linux/kvm.h`).
+const FAULT_PRIVATE: u64 = 1 << 3;
+
+/// Vector of #GP.
+const GENERAL_PROTECTION: u8 = 13;
+
+#[derive(Debug)]
+pub(super) struct KvmVcpu {
+    // Drops before the regions that the guest can reach through it.
+    fd: VcpuFd,
+    id: u8,
+    vm_type: VmType,
+    _regions: Regions,
+}
+
+impl KvmVcpu {
+    pub(super) fn new(fd: VcpuFd, id: u8, vm_type: VmType, regions: Regions) -> Self {
+        Self { fd, id, vm_type, _regions: regions }
+    }
+
+    fn subject(&self, what: &str) -> String {
+        format!("{what} of vCPU {}", self.id)
+    }
+}
+
+/// The last internal error's suberror.
+fn suberror(run: *const kvm_run) -> u32 {
+    // SAFETY: `run` is the vCPU's kvm_run page, mapped for as long as its VcpuFd lives, and the vCPU has just come back
+    // from KVM_RUN with KVM_EXIT_INTERNAL_ERROR, so the kernel has filled this member of the union.
+    unsafe { (*run).__bindgen_anon_1.internal.suberror }
+}
+
+impl Vcpu for KvmVcpu {
+    fn run(&mut self) -> Result<Exit<'_>> {
+        let (id, plain) = (self.id, self.vm_type.is_plain());
+        let run: *const kvm_run = self.fd.get_kvm_run();
+        let exit = match self.fd.run() {
+            Ok(exit) => exit,
+            Err(errno) => {
+                return match errno.errno() {
+                    // EAGAIN: the vCPU has nothing to run yet.
+                    libc::EINTR | libc::EAGAIN => Ok(Exit::Interrupted),
+                    libc::EFAULT => Ok(Exit::NoBacking),
+                    number => Err(Error::Failed {
+                        operation: "run",
+                        subject: format!("vCPU {id}"),
+                        source: io::Error::from_raw_os_error(number),
+                    }),
+                };
+            }
+        };
+        Ok(match exit {
+            VcpuExit::IoIn(port, data) => {
+                data.fill(0xff);
+                Exit::IoIn { port, data }
+            }
+            VcpuExit::IoOut(port, data) => Exit::IoOut { port, data },
+            VcpuExit::MmioRead(gpa, data) => {
+                data.fill(0xff);
+                Exit::MmioRead { gpa, data }
+            }
+            VcpuExit::MmioWrite(gpa, data) => Exit::MmioWrite { gpa, data },
+            VcpuExit::X86Rdmsr(exit) => Exit::MsrRead(MsrRead::new(exit.index, exit.data, exit.error)),
+            VcpuExit::X86Wrmsr(exit) => Exit::MsrWrite(MsrWrite::new(exit.index, exit.data, exit.error)),
+            VcpuExit::MemoryFault { flags, gpa, size } => {
+                let fault = MemoryFault { gpa, size, private: flags & FAULT_PRIVATE != 0 };
+                // kvm-ioctls makes one exit of both errors that come with this reason; nothing has run since.
+                if io::Error::last_os_error().raw_os_error() == Some(libc::EHWPOISON) {
+                    Exit::Poisoned(fault)
+                } else {
+                    Exit::MemoryFault(fault)
+                }
+            }
+            VcpuExit::Hypercall(call) if call.nr == KVM_HC_MAP_GPA_RANGE => {
+                let [gpa, pages, attributes, ..] = call.args;
+                Exit::MapGpaRange(MapGpaRange::new(gpa, pages, attributes, plain, call.ret))
+            }
+            VcpuExit::Hypercall(call) => {
+                *call.ret = (-i64::from(libc::ENOSYS)) as u64;
+                Exit::Unexpected(format!("hypercall {}", call.nr))
+            }
+            VcpuExit::Hlt => Exit::Halt,
+            VcpuExit::Shutdown => Exit::Shutdown,
+            VcpuExit::Intr => Exit::Interrupted,
+            VcpuExit::InternalError => Exit::InternalError { suberror: suberror(run) },
+            VcpuExit::FailEntry(reason, _cpu) => Exit::FailedEntry { reason },
+            other => Exit::Unexpected(format!("{other:?}")),
+        })
+    }
+
+    fn set_immediate_exit(&mut self, on: bool) {
+        self.fd.set_kvm_immediate_exit(on.into());
+    }
+
+    fn set_cpuid(&self, entries: &[CpuidEntry]) -> Result<()> {
+        let subject = self.subject("CPUID");
+        let cpuid = CpuId::from_entries(entries).map_err(|source| Error::Failed {
+            operation: "hold",
+            subject: subject.clone(),
+            source: io::Error::other(format!("{} entries: {source:?}", entries.len())),
+        })?;
+        self.fd.set_cpuid2(&cpuid).map_err(Error::failed("set", subject))
+    }
+
+    fn registers(&self) -> Result<Registers> {
+        self.fd.get_regs().map_err(Error::failed("read", self.subject("registers")))
+    }
+
+    fn set_registers(&self, registers: &Registers) -> Result<()> {
+        self.fd.set_regs(registers).map_err(Error::failed("write", self.subject("registers")))
+    }
+
+    fn special_registers(&self) -> Result<SpecialRegisters> {
+        self.fd.get_sregs().map_err(Error::failed("read", self.subject("special registers")))
+    }
+
+    fn set_special_registers(&self, registers: &SpecialRegisters) -> Result<()> {
+        self.fd.set_sregs(registers).map_err(Error::failed("write", self.subject("special registers")))
+    }
+
+    fn set_msr(&self, index: u32, value: u64) -> Result<()> {
+        let subject = self.subject(&format!("MSR {index:#x} (to {value:#x})"));
+        let refused = |source| Error::Failed { operation: "write", subject: subject.clone(), source };
+        let msrs = Msrs::from_entries(&[kvm_msr_entry { index, data: value, ..Default::default() }])
+            .map_err(|error| refused(io::Error::other(format!("{error:?}"))))?;
+        match self.fd.set_msrs(&msrs) {
+            Ok(1) => Ok(()),
+            Ok(_) => Err(refused(io::Error::new(io::ErrorKind::InvalidInput, "KVM refuses the value"))),
+            Err(errno) => Err(refused(errno.into())),
+        }
+    }
+
+    fn inject_general_protection(&self) -> Result<()> {
+        let subject = self.subject("a general protection fault");
+        let mut events = self.fd.get_vcpu_events().map_err(Error::failed("prepare", subject.clone()))?;
+        events.exception.injected = 1;
+        events.exception.nr = GENERAL_PROTECTION;
+        events.exception.has_error_code = 1;
+        events.exception.error_code = 0;
+        self.fd.set_vcpu_events(&events).map_err(Error::failed("inject", subject))
+    }
+}

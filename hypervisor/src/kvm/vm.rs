@@ -1,0 +1,177 @@
+//! A VM of KVM's.
+#![expect(unsafe_code, reason = "memory slots take addresses; guest_memfd comes as a raw descriptor")]
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::{
+    KVM_CAP_EXIT_HYPERCALL, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY, kvm_create_guest_memfd, kvm_enable_cap, kvm_memory_attributes,
+    kvm_pit_config, kvm_userspace_memory_region2,
+};
+use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::probe::KVM_HC_MAP_GPA_RANGE;
+use super::vcpu::KvmVcpu;
+use crate::MsrFilter;
+use crate::error::AttributeError;
+use crate::{Error, GpaRange, GuestMemfd, PageState, Region, Result, Vcpu, Vm, VmType};
+
+/// Where Intel's KVM keeps three pages for real mode and one page table: below 4 GiB, above all RAM and devices.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// The regions of a VM by slot. Its vCPUs hold the table, too: as long as any of them can run, the guest can reach
+/// what is behind its regions, even after the VM's own descriptor is closed.
+pub(super) type Regions = Arc<Mutex<HashMap<u32, Region>>>;
+
+#[derive(Debug)]
+pub(super) struct KvmVm {
+    // Fields drop in order: the VM's descriptor first, then what its regions need.
+    fd: VmFd,
+    regions: Regions,
+    vm_type: VmType,
+}
+
+impl KvmVm {
+    pub(super) fn new(fd: VmFd, vm_type: VmType) -> Self {
+        Self { fd, regions: Regions::default(), vm_type }
+    }
+
+    fn regions(&self) -> MutexGuard<'_, HashMap<u32, Region>> {
+        // Nothing that can panic runs while the table is inconsistent.
+        self.regions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enable(&self, capability: u32, argument: u64, name: &str) -> Result<()> {
+        let mut enable = kvm_enable_cap { cap: capability, ..Default::default() };
+        enable.args[0] = argument;
+        self.fd.enable_cap(&enable).map_err(Error::failed("enable", name))
+    }
+
+    fn set_slot(
+        &self,
+        slot: kvm_userspace_memory_region2,
+        subject: impl Into<String>,
+        verb: &'static str,
+    ) -> Result<()> {
+        // SAFETY: the address, if any, lies in a mapping that the table of regions keeps alive until the slot is
+        // deleted, or until neither the VM nor any of its vCPUs is left to use it; the kernel checks everything else.
+        unsafe { self.fd.set_user_memory_region2(slot) }.map_err(Error::failed(verb, subject))
+    }
+}
+
+impl Vm for KvmVm {
+    fn create_irqchip(&self) -> Result<()> {
+        self.fd.set_tss_address(TSS_ADDRESS).map_err(Error::failed("place", "the TSS"))?;
+        self.fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(Error::failed("place", "the identity map"))?;
+        self.fd.create_irq_chip().map_err(Error::failed("create", "the interrupt controllers"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        self.fd.create_pit2(pit).map_err(Error::failed("create", "the interval timer"))
+    }
+
+    fn create_vcpu(&self, id: u8) -> Result<Box<dyn Vcpu>> {
+        let fd = self.fd.create_vcpu(id.into()).map_err(Error::failed("create", format!("vCPU {id}")))?;
+        Ok(Box::new(KvmVcpu::new(fd, id, self.vm_type, self.regions.clone())))
+    }
+
+    fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
+        self.fd.register_irqfd(event, gsi).map_err(Error::failed("wire", format!("interrupt line {gsi}")))
+    }
+
+    fn exit_on_map_gpa_range(&self) -> Result<()> {
+        self.enable(KVM_CAP_EXIT_HYPERCALL, 1 << KVM_HC_MAP_GPA_RANGE, "exits for conversion requests")
+    }
+
+    fn filter_msrs(&self, filter: &[MsrFilter]) -> Result<()> {
+        self.enable(KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER.into(), "exits for filtered MSRs")?;
+        // A cleared bit denies, and what is denied exits.
+        let bitmaps: Vec<Vec<u8>> = filter.iter().map(|range| vec![0; range.count.div_ceil(8) as usize]).collect();
+        let ranges: Vec<MsrFilterRange> = filter
+            .iter()
+            .zip(&bitmaps)
+            .map(|(range, bitmap)| MsrFilterRange {
+                flags: if range.reads {
+                    MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE
+                } else {
+                    MsrFilterRangeFlags::WRITE
+                },
+                base: range.first,
+                msr_count: range.count,
+                bitmap,
+            })
+            .collect();
+        self.fd
+            .set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
+            .map_err(Error::failed("filter", format!("{} ranges of MSRs", filter.len())))
+    }
+
+    fn create_guest_memfd(&self, size: u64) -> Result<Arc<GuestMemfd>> {
+        let subject = || format!("{size:#x} bytes of private guest memory");
+        let raw = self
+            .fd
+            .create_guest_memfd(kvm_create_guest_memfd { size, ..Default::default() })
+            .map_err(Error::failed("create", subject()))?;
+        // SAFETY: the ioctl just made this descriptor, and nobody else has it.
+        let file = unsafe { OwnedFd::from_raw_fd(raw) };
+        let memfd = GuestMemfd::new(file, size).map_err(|source| Error::Failed {
+            operation: "close on exec",
+            subject: subject(),
+            source,
+        })?;
+        Ok(Arc::new(memfd))
+    }
+
+    fn add_region(&self, slot: u32, region: &Region) -> Result<()> {
+        region.check()?;
+        let mut regions = self.regions();
+        let subject = format!("region {} in slot {slot}", region.range);
+        if regions.contains_key(&slot) {
+            // KVM would take this as a change of the slot.
+            let source = io::Error::from_raw_os_error(libc::EEXIST);
+            return Err(Error::Failed { operation: "add", subject, source });
+        }
+        let mut raw = kvm_userspace_memory_region2 {
+            slot,
+            guest_phys_addr: region.range.start(),
+            memory_size: region.range.len(),
+            ..Default::default()
+        };
+        if let Some(shared) = &region.shared {
+            // `check` has seen that the offset lies inside the mapping.
+            raw.userspace_addr = shared.backing.mapping().as_ptr() as u64 + shared.offset;
+        }
+        if let Some(private) = &region.private {
+            raw.flags |= KVM_MEM_GUEST_MEMFD;
+            raw.guest_memfd = private.backing.as_fd().as_raw_fd() as u32;
+            raw.guest_memfd_offset = private.offset;
+        }
+        self.set_slot(raw, subject, "add")?;
+        regions.insert(slot, region.clone());
+        Ok(())
+    }
+
+    fn remove_region(&self, slot: u32) -> Result<()> {
+        let mut regions = self.regions();
+        let raw = kvm_userspace_memory_region2 { slot, ..Default::default() };
+        self.set_slot(raw, format!("the region in slot {slot}"), "remove")?;
+        regions.remove(&slot);
+        Ok(())
+    }
+
+    fn set_attribute(&self, range: GpaRange, state: PageState) -> Result<()> {
+        let attributes = match state {
+            PageState::Shared => 0,
+            PageState::Private => u64::from(KVM_MEMORY_ATTRIBUTE_PRIVATE),
+        };
+        let raw = kvm_memory_attributes { address: range.start(), size: range.len(), attributes, flags: 0 };
+        self.fd.set_memory_attributes(raw).map_err(|errno| Error::Attribute {
+            range,
+            state,
+            source: AttributeError::from_errno(errno.errno()),
+        })
+    }
+}
