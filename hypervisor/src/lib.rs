@@ -22,7 +22,7 @@ mod traits;
 pub use backing::{Backing, GuestMemfd, Region, SharedMemory, Slice};
 pub use caps::{Capability, MemoryCaps, VmType};
 pub use error::{AttributeError, Error, Result};
-pub use exit::{Exit, MapGpaRange, MapGpaRangeReply, MemoryFault, MsrRead, MsrWrite};
+pub use exit::{Exit, MapGpaRange, MapGpaRangeReply, MemoryFault, MsrRead};
 pub use range::{GpaRange, PAGE_SIZE, PageState, RangeError};
 pub use traits::{Hypervisor, MsrFilter, Vcpu, Vm};
 

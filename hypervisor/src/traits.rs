@@ -106,6 +106,10 @@ pub trait Vcpu: Send {
     /// Writes an MSR as the host does, past the filter.
     fn set_msr(&self, index: u32, value: u64) -> Result<()>;
 
+    /// Lets the guest go on as if the write that the last exit reported, an [`Exit::MsrWrite`], was done. Does nothing
+    /// after any other exit.
+    fn accept_msr_write(&mut self);
+
     /// Injects #GP(0) on the next run.
     fn inject_general_protection(&self) -> Result<()>;
 }

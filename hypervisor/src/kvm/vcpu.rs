@@ -3,13 +3,13 @@
 
 use std::io;
 
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_run};
+use kvm_bindings::{CpuId, KVM_EXIT_X86_WRMSR, Msrs, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::probe::KVM_HC_MAP_GPA_RANGE;
 use super::vm::Regions;
 use crate::x86_64::{CpuidEntry, Registers, SpecialRegisters};
-use crate::{Error, Exit, MapGpaRange, MemoryFault, MsrRead, MsrWrite, Result, Vcpu, VmType};
+use crate::{Error, Exit, MapGpaRange, MemoryFault, MsrRead, Result, Vcpu, VmType};
 
 /// `KVM_MEMORY_EXIT_FLAG_PRIVATE`: the access was a private one (Linux `include/uapi/linux/kvm.h`).
 const FAULT_PRIVATE: u64 = 1 << 3;
@@ -38,9 +38,11 @@ impl KvmVcpu {
 
 /// The last internal error's suberror.
 fn suberror(run: *const kvm_run) -> u32 {
-    // SAFETY: `run` is the vCPU's kvm_run page, mapped for as long as its VcpuFd lives, and the vCPU has just come back
-    // from KVM_RUN with KVM_EXIT_INTERNAL_ERROR, so the kernel has filled this member of the union.
-    unsafe { (*run).__bindgen_anon_1.internal.suberror }
+    // SAFETY: `run` is the vCPU's kvm_run page, mapped for as long as its VcpuFd lives.
+    let exit = unsafe { (*run).__bindgen_anon_1 };
+    // SAFETY: the vCPU has just come back from KVM_RUN with KVM_EXIT_INTERNAL_ERROR, so the kernel has filled this
+    // member of the union.
+    unsafe { exit.internal.suberror }
 }
 
 impl Vcpu for KvmVcpu {
@@ -74,7 +76,11 @@ impl Vcpu for KvmVcpu {
             }
             VcpuExit::MmioWrite(gpa, data) => Exit::MmioWrite { gpa, data },
             VcpuExit::X86Rdmsr(exit) => Exit::MsrRead(MsrRead::new(exit.index, exit.data, exit.error)),
-            VcpuExit::X86Wrmsr(exit) => Exit::MsrWrite(MsrWrite::new(exit.index, exit.data, exit.error)),
+            VcpuExit::X86Wrmsr(exit) => {
+                // Refused until `accept_msr_write`.
+                *exit.error = 1;
+                Exit::MsrWrite { index: exit.index, value: exit.data }
+            }
             VcpuExit::MemoryFault { flags, gpa, size } => {
                 let fault = MemoryFault { gpa, size, private: flags & FAULT_PRIVATE != 0 };
                 // kvm-ioctls makes one exit of both errors that come with this reason; nothing has run since.
@@ -140,6 +146,13 @@ impl Vcpu for KvmVcpu {
             Ok(1) => Ok(()),
             Ok(_) => Err(refused(io::Error::new(io::ErrorKind::InvalidInput, "KVM refuses the value"))),
             Err(errno) => Err(refused(errno.into())),
+        }
+    }
+
+    fn accept_msr_write(&mut self) {
+        let run = self.fd.get_kvm_run();
+        if run.exit_reason == KVM_EXIT_X86_WRMSR {
+            run.__bindgen_anon_1.msr.error = 0;
         }
     }
 

@@ -1,0 +1,171 @@
+//! ACPI tables of the machine: processors, interrupt controllers, the serial port, power-off and reset.
+//!
+//! The machine is "hardware-reduced" (ACPI 6.5, 4.1): no legacy timer block, no SCI; sleep and reset are byte-wide
+//! ports. Tables lie in the area from [`ACPI_START`], RSDP first, each at the next 16-byte border.
+
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, aml};
+
+use super::map::{
+    ACPI_END, ACPI_START, IOAPIC, LOCAL_APIC, RESET_PORT, RESET_VALUE, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS,
+    SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_OFF,
+};
+
+const OEM: [u8; 6] = *b"UMBRA ";
+const OEM_TABLE: [u8; 8] = *b"UMBRAVM ";
+const OEM_REVISION: u32 = 1;
+
+/// IA-PC boot flags (ACPI 6.5, table 5.10): no VGA to probe, no CMOS clock.
+const NO_VGA: u16 = 1 << 2;
+const NO_CMOS_CLOCK: u16 = 1 << 5;
+
+/// All tables, as bytes for the area that starts at [`ACPI_START`].
+///
+/// # Errors
+/// More processors than the area has room for.
+pub fn build(processors: u8) -> Result<Vec<u8>, AcpiError> {
+    let mut area = Area { bytes: vec![0; RSDP_ROOM] };
+    let dsdt = area.add(&dsdt());
+    let fadt = area.add(&fadt(dsdt));
+    let madt = area.add(&madt(processors));
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = area.add(&xsdt);
+    let mut rsdp = Vec::new();
+    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
+    area.bytes[..rsdp.len()].copy_from_slice(&rsdp);
+    match area.bytes.len() as u64 {
+        size if size > ACPI_END - ACPI_START => Err(AcpiError::TooLarge { size, processors }),
+        _ => Ok(area.bytes),
+    }
+}
+
+/// Where the guest finds the root pointer.
+pub const RSDP: u64 = ACPI_START;
+
+/// Why there are no tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AcpiError {
+    /// The area is too small.
+    #[error("the ACPI tables of {processors} processors take {size} bytes, more than there is room for")]
+    TooLarge {
+        /// Bytes taken.
+        size: u64,
+        /// Number of processors.
+        processors: u8,
+    },
+}
+
+/// The RSDP has 36 bytes; tables follow at a 16-byte border.
+const RSDP_ROOM: usize = 48;
+
+struct Area {
+    bytes: Vec<u8>,
+}
+
+impl Area {
+    /// Appends a table; returns its guest address.
+    fn add(&mut self, table: &dyn Aml) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
+        let address = ACPI_START + self.bytes.len() as u64;
+        table.to_aml_bytes(&mut self.bytes);
+        address
+    }
+}
+
+fn dsdt() -> Sdt {
+    let mut code = Vec::new();
+    // COM1, as firmware describes it: Linux finds its interrupt line here.
+    aml::Device::new(
+        "_SB_.COM1".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &aml::IO::new(SERIAL_PORT, SERIAL_PORT, 1, SERIAL_PORTS as u8),
+                    &aml::Interrupt::new(true, true, false, false, SERIAL_GSI),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(&mut code);
+    aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SLEEP_TYPE_OFF])).to_aml_bytes(&mut code);
+    let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
+    table.append_slice(&code);
+    table
+}
+
+fn port(address: u16) -> GAS {
+    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into())
+}
+
+fn fadt(dsdt: u64) -> impl Aml {
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_CLOCK).into();
+    fadt.reset_reg = port(RESET_PORT);
+    fadt.reset_value = RESET_VALUE;
+    fadt.sleep_control_reg = port(SLEEP_CONTROL_PORT);
+    fadt.sleep_status_reg = port(SLEEP_STATUS_PORT);
+    fadt.finalize()
+}
+
+fn madt(processors: u8) -> MADT {
+    let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(LOCAL_APIC));
+    for id in 0..processors {
+        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, IOAPIC, 0));
+    madt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(area: &[u8], address: u64) -> &[u8] {
+        let start = (address - ACPI_START) as usize;
+        let length = u32::from_le_bytes(area[start + 4..start + 8].try_into().unwrap()) as usize;
+        &area[start..start + length]
+    }
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    #[test]
+    fn tables_are_found_from_the_root_and_add_up() {
+        let area = build(1).unwrap();
+        assert_eq!(&area[..8], b"RSD PTR ");
+        assert_eq!((sum(&area[..20]), sum(&area[..36])), (0, 0));
+        let xsdt = table(&area, u64::from_le_bytes(area[24..32].try_into().unwrap()));
+        let mut found = vec![];
+        for entry in xsdt[36..].chunks(8) {
+            let entry = table(&area, u64::from_le_bytes(entry.try_into().unwrap()));
+            assert_eq!(sum(entry), 0);
+            if &entry[..4] == b"FACP" {
+                let dsdt = table(&area, u64::from_le_bytes(entry[140..148].try_into().unwrap()));
+                assert_eq!((&dsdt[..4], sum(dsdt)), (&b"DSDT"[..], 0));
+            }
+            found.push(entry[..4].to_vec());
+        }
+        assert_eq!((sum(xsdt), found), (0, vec![b"FACP".to_vec(), b"APIC".to_vec()]));
+    }
+
+    #[test]
+    fn every_number_of_processors_fits_or_is_an_error() {
+        assert!(build(u8::MAX).is_ok());
+    }
+}

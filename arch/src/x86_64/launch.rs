@@ -1,0 +1,229 @@
+//! From a kernel, an initramfs and a command line to what must stand in guest memory and in the boot processor.
+//!
+//! Linux is entered at its 64-bit entry (Linux `Documentation/arch/x86/boot.rst`): long mode, identity page tables, boot
+//! parameters in RSI. That is all for `none`.
+//!
+//! With `software` nobody can write private memory but the guest, so the guest begins in the shared alias with a page of
+//! launch code ([`stub`]). It copies the low memory, the ACPI tables, the kernel and the initramfs from the shared to the
+//! private alias, goes on in its own private copy, loads page tables that lie in private memory and map it, writes to
+//! [`LAUNCH_PORT`](super::map::LAUNCH_PORT) and enters the kernel. On that write the VMM makes all RAM private, which
+//! frees the shared copies.
+//!
+//! A plan is pure data. Everything in it lies inside RAM and nothing overlaps, or there is no plan.
+
+mod stub;
+
+use std::borrow::Cow;
+
+use hypervisor::x86_64::{Registers, Segment, SpecialRegisters};
+use hypervisor::PAGE_SIZE;
+
+use super::boot_params::{self, KernelHeader};
+use super::image::KernelImage;
+use super::map::{
+    ACPI_END, ACPI_START, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_ROOM, GDT, LAUNCH_CODE, LAUNCH_LIST,
+    LAUNCH_PLAIN_TABLES, LAUNCH_TABLES, LOW_END, PAGE_TABLES,
+};
+use super::{MemoryLayout, acpi, paging};
+
+/// Bytes that must stand at a guest address before the first instruction.
+#[derive(Debug, Clone)]
+pub struct Blob<'a> {
+    /// Where.
+    pub gpa: u64,
+    /// What.
+    pub data: Cow<'a, [u8]>,
+}
+
+/// What must be in place before the guest's first instruction.
+#[derive(Debug, Clone)]
+pub struct Launch<'a> {
+    /// Contents of memory, in the shared alias. Everything else is zero.
+    pub blobs: Vec<Blob<'a>>,
+    /// The boot processor's general registers.
+    pub registers: Registers,
+    /// The address of its page tables.
+    pub cr3: u64,
+    /// Whether launch code runs first and says so on the launch port when it is done.
+    pub announces: bool,
+}
+
+/// Why a guest can't be launched.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The kernel and the RAM don't fit.
+    #[error(
+        "the kernel needs {start:#x}-{end:#x}, and RAM is {low_ram_end:#x} bytes there: give the guest at least {} MiB",
+        end.div_ceil(1 << 20) + 16
+    )]
+    KernelDoesNotFit {
+        /// First address that the kernel needs.
+        start: u64,
+        /// First address behind it.
+        end: u64,
+        /// End of RAM there.
+        low_ram_end: u64,
+    },
+    /// The initramfs does not fit behind the kernel.
+    #[error(
+        "the initramfs of {size} bytes does not fit between the kernel's end at {kernel_end:#x} and {limit:#x}: give the \
+         guest more memory or a smaller initramfs"
+    )]
+    InitramfsDoesNotFit {
+        /// Its size in bytes.
+        size: u64,
+        /// End of the kernel.
+        kernel_end: u64,
+        /// Where it must end, at the most.
+        limit: u64,
+    },
+    /// The command line is too long.
+    #[error("the command line has {length} bytes, and this kernel takes at most {limit}")]
+    CommandLineTooLong {
+        /// Its length in bytes.
+        length: u64,
+        /// The most the kernel takes.
+        limit: u64,
+    },
+    /// The command line has a zero in it.
+    #[error("the command line holds a zero byte at offset {0}")]
+    CommandLineHoldsZero(usize),
+    /// No ACPI tables.
+    #[error("cannot describe the machine")]
+    Acpi(#[from] acpi::AcpiError),
+}
+
+/// Plans the launch of a kernel on `processors` processors.
+///
+/// # Errors
+/// Whatever does not fit into RAM, and command lines that the kernel would cut.
+pub fn plan<'a>(
+    layout: &MemoryLayout,
+    kernel: &'a KernelImage,
+    initramfs: &'a [u8],
+    command_line: &'a str,
+    processors: u8,
+) -> Result<Launch<'a>, LaunchError> {
+    let header = KernelHeader::new(kernel.setup_header());
+    check_command_line(command_line, &header)?;
+    let initramfs_gpa = place_initramfs(layout, kernel, &header, initramfs.len() as u64)?;
+    let mark = layout.c_bit().map_or(0, |bit| 1 << bit);
+
+    let initramfs_at = if initramfs.is_empty() { 0 } else { initramfs_gpa };
+    let params = boot_params::build(
+        header,
+        layout,
+        (initramfs_at, initramfs.len() as u64),
+        command_line.len() as u64,
+        acpi::RSDP,
+    );
+    let mut blobs = vec![
+        Blob { gpa: BOOT_PARAMS, data: params.into() },
+        Blob { gpa: GDT, data: gdt().into() },
+        Blob { gpa: PAGE_TABLES, data: paging::identity(PAGE_TABLES, mark).into() },
+        Blob { gpa: COMMAND_LINE, data: command_line.as_bytes().into() },
+        Blob { gpa: ACPI_START, data: acpi::build(processors)?.into() },
+    ];
+    let payload = kernel
+        .segments()
+        .map(|segment| Blob { gpa: segment.gpa, data: segment.data.into() })
+        .chain([Blob { gpa: initramfs_gpa, data: initramfs.into() }])
+        .filter(|blob| !blob.data.is_empty());
+    let payload: Vec<Blob<'_>> = payload.collect();
+
+    let mut registers = Registers { rflags: 2, rip: kernel.entry(), rsi: BOOT_PARAMS, ..Default::default() };
+    let mut cr3 = PAGE_TABLES;
+    if layout.c_bit().is_some() {
+        let copied = [(0, LOW_END), (ACPI_START, ACPI_END - ACPI_START)]
+            .into_iter()
+            .chain(payload.iter().map(|blob| (blob.gpa, blob.data.len() as u64)));
+        let window = paging::view_start(1);
+        blobs.push(Blob { gpa: LAUNCH_CODE, data: stub::code().into() });
+        blobs.push(Blob { gpa: LAUNCH_LIST, data: stub::copy_list(copied).into() });
+        blobs.push(Blob { gpa: LAUNCH_PLAIN_TABLES, data: paging::identity(LAUNCH_PLAIN_TABLES, 0).into() });
+        let views = [PAGE_TABLES, LAUNCH_PLAIN_TABLES].map(paging::identity_directories);
+        blobs.push(Blob { gpa: LAUNCH_TABLES, data: paging::views(LAUNCH_TABLES, &views).into() });
+        registers = stub::entry(stub::Entry {
+            window,
+            code: LAUNCH_CODE,
+            list: LAUNCH_LIST,
+            kernel_tables: PAGE_TABLES | mark,
+            boot_params: BOOT_PARAMS,
+            kernel_entry: kernel.entry(),
+        });
+        cr3 = LAUNCH_TABLES;
+    }
+    blobs.extend(payload);
+    Ok(Launch { blobs, registers, cr3, announces: layout.c_bit().is_some() })
+}
+
+impl Launch<'_> {
+    /// Sets the special registers of a processor that was just created: long mode with these page tables.
+    pub fn set_special_registers(&self, special: &mut SpecialRegisters) {
+        // Control registers and EFER: AMD's manual volume 2, 3.1.
+        const CR0_PE_MP_ET_NE_WP_AM_PG: u64 = 0x8005_0033;
+        const CR4_PAE: u64 = 1 << 5;
+        const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
+        special.cr0 = CR0_PE_MP_ET_NE_WP_AM_PG;
+        special.cr3 = self.cr3;
+        special.cr4 = CR4_PAE;
+        special.efer = EFER_LME_LMA;
+        special.gdt.base = GDT;
+        special.gdt.limit = (size_of_val(&GDT_ENTRIES) - 1) as u16;
+        let code = Segment {
+            limit: u32::MAX,
+            selector: 0x10,
+            type_: 0xb,
+            present: 1,
+            s: 1,
+            l: 1,
+            g: 1,
+            ..Default::default()
+        };
+        let data = Segment { selector: 0x18, type_: 3, l: 0, db: 1, ..code };
+        special.cs = code;
+        for segment in [&mut special.ds, &mut special.es, &mut special.ss, &mut special.fs, &mut special.gs] {
+            *segment = data;
+        }
+    }
+}
+
+/// Flat code and data segments at the selectors that the boot protocol wants, 0x10 and 0x18.
+const GDT_ENTRIES: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
+fn gdt() -> Vec<u8> {
+    GDT_ENTRIES.into_iter().flat_map(u64::to_le_bytes).collect()
+}
+
+fn check_command_line(command_line: &str, header: &KernelHeader) -> Result<(), LaunchError> {
+    if let Some(at) = command_line.bytes().position(|byte| byte == 0) {
+        return Err(LaunchError::CommandLineHoldsZero(at));
+    }
+    let limit = header.command_line_max().min(COMMAND_LINE_ROOM - 1);
+    match command_line.len() as u64 {
+        length if length > limit => Err(LaunchError::CommandLineTooLong { length, limit }),
+        _ => Ok(()),
+    }
+}
+
+/// Puts the initramfs at the top of low RAM, as high as the kernel can take it.
+fn place_initramfs(
+    layout: &MemoryLayout,
+    kernel: &KernelImage,
+    header: &KernelHeader,
+    size: u64,
+) -> Result<u64, LaunchError> {
+    let low_ram_end = layout.low_ram_end();
+    let start = kernel.segments().map(|segment| segment.gpa).min().unwrap_or(0);
+    let end = kernel.end();
+    if start < ACPI_END || end > low_ram_end {
+        return Err(LaunchError::KernelDoesNotFit { start, end, low_ram_end });
+    }
+    let limit = low_ram_end.min(header.initramfs_max().saturating_add(1)) & !(PAGE_SIZE - 1);
+    let gpa = limit.checked_sub(size).map(|gpa| gpa & !(PAGE_SIZE - 1));
+    match gpa {
+        Some(gpa) if gpa >= end => Ok(gpa),
+        _ => Err(LaunchError::InitramfsDoesNotFit { size, kernel_end: end, limit }),
+    }
+}
+

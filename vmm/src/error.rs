@@ -1,0 +1,111 @@
+//! What stops a machine from being built or from running.
+
+use std::io;
+use std::path::PathBuf;
+
+use arch::x86_64::Isolation;
+use arch::x86_64::image::ImageError;
+use arch::x86_64::launch::LaunchError;
+use arch::x86_64::memory_layout::LayoutError;
+use hypervisor::Capability;
+
+use crate::memory::ConversionError;
+
+/// Result of building or running a machine.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, and with what.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the machine could not be used.
+    #[error("cannot {operation} {role} {}", path.display())]
+    File {
+        /// What was to be done: "read", "create".
+        operation: &'static str,
+        /// What the file is for: "kernel", "initramfs".
+        role: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel is none.
+    #[error("cannot load kernel {}", path.display())]
+    Kernel {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ImageError,
+    },
+    /// The host can't do what was asked for.
+    #[error("isolation={isolation} is not possible on this host: {}", list(missing))]
+    IsolationMissing {
+        /// The isolation.
+        isolation: Isolation,
+        /// What the host lacks for it.
+        missing: Vec<Capability>,
+    },
+    /// The host offers nothing for unmappable memory.
+    #[error(
+        "unmappable=on is not possible on this host, which offers no isolation: `umbra check` tells what each one lacks; \
+         `cargo lab` boots a nested host that has all it takes"
+    )]
+    NoIsolation,
+    /// Two options contradict each other.
+    #[error("{0}")]
+    Contradiction(&'static str),
+    /// No layout for the memory.
+    #[error("cannot lay out guest memory")]
+    Layout(#[from] LayoutError),
+    /// The guest can't be launched.
+    #[error("cannot launch the guest")]
+    Launch(#[from] LaunchError),
+    /// The hypervisor failed.
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    /// Guest memory could not be filled.
+    #[error("cannot write {size:#x} bytes at {gpa:#x} of guest memory")]
+    GuestMemory {
+        /// Guest physical address.
+        gpa: u64,
+        /// Size in bytes.
+        size: usize,
+    },
+    /// A conversion failed so that nothing can go on.
+    #[error("cannot convert guest memory")]
+    Conversion(#[from] ConversionError),
+    /// The system refused something that a machine needs.
+    #[error("cannot {what}")]
+    System {
+        /// What was to be done.
+        what: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A vCPU stopped for a reason that nothing can be done about.
+    #[error("vCPU {id} stopped at {rip:#x}: {reason}")]
+    Vcpu {
+        /// Which one.
+        id: u8,
+        /// Its instruction pointer.
+        rip: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Wraps an error of the system's.
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+}
+
+fn list(missing: &[Capability]) -> String {
+    let lines: Vec<String> =
+        missing.iter().map(|capability| format!("it lacks {capability} ({})", capability.remedy())).collect();
+    lines.join("; ")
+}

@@ -1,0 +1,62 @@
+//! The event monitor: what happens to a machine, as JSON objects in a file.
+//!
+//! The format is Cloud Hypervisor's: pretty-printed objects with `timestamp`, `source`, `event` and `properties`, each
+//! followed by an empty line.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// Where events go, if anywhere.
+pub struct EventMonitor {
+    file: Option<Mutex<File>>,
+    start: Instant,
+}
+
+impl EventMonitor {
+    /// Events go to `file`; timestamps count from now.
+    pub fn new(file: Option<File>) -> Self {
+        Self { file: file.map(Mutex::new), start: Instant::now() }
+    }
+
+    /// Writes one event. A file that can't be written is not worth stopping a machine for.
+    pub fn emit(&self, source: &str, event: &str, properties: impl Serialize) {
+        let Some(file) = &self.file else { return };
+        let since = self.start.elapsed();
+        let event = json!({
+            "timestamp": { "secs": since.as_secs(), "nanos": since.subsec_nanos() },
+            "source": source,
+            "event": event,
+            "properties": serde_json::to_value(properties).unwrap_or(Value::Null),
+        });
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = write!(file, "{event:#}\n\n").and_then(|()| file.flush()) {
+            tracing::warn!("cannot write an event: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn events_can_be_read_back_one_by_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let monitor = EventMonitor::new(Some(file.reopen().unwrap()));
+        monitor.emit("vm", "booted", ());
+        monitor.emit("memory", "stats", json!({ "ram_bytes": 7 }));
+        let mut text = String::new();
+        file.reopen().unwrap().read_to_string(&mut text).unwrap();
+        let events: Vec<Value> =
+            serde_json::Deserializer::from_str(&text).into_iter().collect::<Result<_, _>>().unwrap();
+        assert_eq!(events[0]["event"], "booted");
+        assert_eq!(events[1]["properties"]["ram_bytes"], 7);
+        assert_eq!(text.matches("\n\n").count(), 2);
+    }
+}

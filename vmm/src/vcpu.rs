@@ -1,0 +1,178 @@
+//! A vCPU's life: run, answer the exit, run again, until the machine stops.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arch::x86_64::map::LAUNCH_PORT;
+use arch::x86_64::request;
+use hypervisor::{Exit, MapGpaRange, MapGpaRangeReply, MemoryFault, Vcpu};
+
+use crate::devices::Devices;
+use crate::devices::power::PowerRequest;
+use crate::memory::{ConversionError, GuestRam};
+use crate::paravirtual::{self, MsrAnswer};
+use crate::{Error, Result, Stop};
+
+/// A fault that comes back this often at one page, with nothing else between, is one that retrying does not resolve.
+const MAX_REPEATED_FAULTS: u32 = 64;
+
+/// What a vCPU works with.
+pub(crate) struct VcpuContext {
+    pub(crate) id: u8,
+    pub(crate) ram: Arc<GuestRam>,
+    pub(crate) devices: Arc<Devices>,
+    /// Set when the machine is to stop.
+    pub(crate) stop: Arc<AtomicBool>,
+    /// Set while launch code runs that has not said yet that it is done.
+    pub(crate) launching: bool,
+}
+
+/// What an exit comes to.
+enum Next {
+    Run,
+    Stop(Stop),
+    /// Ask the vCPU, which the exit still borrows: write an MSR, or give up with its instruction pointer.
+    WriteMsr { index: u32, value: u64 },
+    GiveUp(String),
+}
+
+/// Runs a vCPU until the machine stops. `None` if it was told to.
+pub(crate) fn run(mut vcpu: Box<dyn Vcpu>, mut context: VcpuContext) -> Result<Option<Stop>> {
+    let mut faults = RepeatedFaults::default();
+    while !context.stop.load(Ordering::Acquire) {
+        let next = context.answer(vcpu.run()?, &mut faults)?;
+        match next {
+            Next::Run => {}
+            Next::Stop(stop) => return Ok(Some(stop)),
+            Next::WriteMsr { index, value } => {
+                if paravirtual::write(&*vcpu, context.id, &context.ram, index, value) == MsrAnswer::Accept {
+                    vcpu.accept_msr_write();
+                }
+            }
+            Next::GiveUp(reason) => {
+                let rip = vcpu.registers().map_or(0, |registers| registers.rip);
+                return Err(Error::Vcpu { id: context.id, rip, reason });
+            }
+        }
+    }
+    Ok(None)
+}
+
+impl VcpuContext {
+    fn answer(&mut self, exit: Exit<'_>, faults: &mut RepeatedFaults) -> Result<Next> {
+        if !matches!(exit, Exit::MemoryFault(_) | Exit::Interrupted) {
+            faults.clear();
+        }
+        Ok(match exit {
+            Exit::IoIn { port, data } => {
+                self.devices.read(port, data);
+                Next::Run
+            }
+            Exit::IoOut { port: LAUNCH_PORT, .. } if self.launching => {
+                self.launching = false;
+                self.ram.make_all_private()?;
+                Next::Run
+            }
+            Exit::IoOut { port, data } => match self.devices.write(port, data) {
+                None => Next::Run,
+                Some(PowerRequest::Off) => Next::Stop(Stop::PowerOff),
+                Some(PowerRequest::Reset) => Next::Stop(Stop::Reset),
+            },
+            Exit::MapGpaRange(exit) => {
+                self.map_gpa_range(exit)?;
+                Next::Run
+            }
+            Exit::MemoryFault(fault) => self.memory_fault(fault, faults)?,
+            Exit::MsrRead(exit) => {
+                // An MSR that has no value refuses by being dropped.
+                if let Some(value) = paravirtual::read(exit.index) {
+                    exit.reply(value);
+                }
+                Next::Run
+            }
+            Exit::MsrWrite { index, value } => Next::WriteMsr { index, value },
+            // Nothing is there: reads find all ones, writes are lost.
+            Exit::MmioRead { .. } | Exit::MmioWrite { .. } | Exit::Interrupted => Next::Run,
+            Exit::Halt => Next::GiveUp("it halted, with no interrupt controller to wake it".into()),
+            // A triple fault resets a PC.
+            Exit::Shutdown => Next::Stop(Stop::Reset),
+            Exit::InternalError { suberror } => {
+                Next::GiveUp(format!("KVM could not emulate an instruction (suberror {suberror})"))
+            }
+            Exit::FailedEntry { reason } => Next::GiveUp(format!("the processor refused to enter it ({reason:#x})")),
+            Exit::NoBacking => Next::GiveUp("it touched memory that the host could not provide".into()),
+            Exit::Poisoned(fault) => Next::GiveUp(format!("the host's memory behind {:#x} is broken", fault.gpa)),
+            Exit::Unexpected(exit) => Next::GiveUp(format!("unexpected exit: {exit}")),
+        })
+    }
+
+    /// A conversion that the guest announces. Whatever is wrong with it, the guest is told and runs on.
+    fn map_gpa_range(&mut self, exit: MapGpaRange<'_>) -> Result<()> {
+        let request = request::from_map_gpa_range(self.ram.layout(), exit.gpa, exit.pages, exit.attributes);
+        let reply = match request {
+            // While launch code runs, the whole of RAM is about to become private.
+            _ if self.launching => MapGpaRangeReply::Invalid,
+            Ok(None) => MapGpaRangeReply::Done,
+            Ok(Some(request)) => match self.ram.convert(request) {
+                Ok(()) => MapGpaRangeReply::Done,
+                Err(error) => {
+                    self.survive(error)?;
+                    MapGpaRangeReply::Invalid
+                }
+            },
+            Err(refusal) => {
+                self.ram.count_refusal();
+                tracing::debug!("vCPU {}: refused a conversion of {:#x} pages at {:#x}: {refusal}", self.id, exit.pages, exit.gpa);
+                MapGpaRangeReply::Invalid
+            }
+        };
+        exit.reply(reply);
+        Ok(())
+    }
+
+    /// An access that contradicts the map: an implicit conversion, or the end.
+    fn memory_fault(&mut self, fault: MemoryFault, faults: &mut RepeatedFaults) -> Result<Next> {
+        let Some(request) = request::from_memory_fault(self.ram.layout(), fault) else {
+            return Ok(Next::GiveUp(format!("no conversion resolves its access to {:#x}", fault.gpa)));
+        };
+        if faults.count(fault) > MAX_REPEATED_FAULTS {
+            return Ok(Next::GiveUp(format!("its access to {:#x} faults again and again", fault.gpa)));
+        }
+        match self.ram.convert(request) {
+            Ok(()) => Ok(Next::Run),
+            Err(error) => {
+                let reason = format!("its access to {:#x} could not be granted: {error}", fault.gpa);
+                self.survive(error)?;
+                Ok(Next::GiveUp(reason))
+            }
+        }
+    }
+
+    /// Passes on an error that the machine can't survive, and reports any other.
+    fn survive(&self, error: ConversionError) -> Result<()> {
+        if error.is_fatal() {
+            return Err(error.into());
+        }
+        tracing::warn!("vCPU {}: {error}", self.id);
+        Ok(())
+    }
+}
+
+/// How often the last fault came back.
+#[derive(Default)]
+struct RepeatedFaults {
+    last: Option<MemoryFault>,
+    times: u32,
+}
+
+impl RepeatedFaults {
+    fn count(&mut self, fault: MemoryFault) -> u32 {
+        self.times = if self.last == Some(fault) { self.times + 1 } else { 0 };
+        self.last = Some(fault);
+        self.times
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}

@@ -1,0 +1,113 @@
+//! `umbra check`: what this host can do, and what each isolation lacks here.
+
+use std::process::ExitCode;
+
+use arch::x86_64::Isolation;
+use hypervisor::kvm::KvmHypervisor;
+use hypervisor::{Capability, Hypervisor, MemoryCaps, VmType};
+use serde::Serialize;
+
+/// Tell what this host can do, and what it lacks for each isolation.
+#[derive(clap::Args)]
+#[command(after_help = "Exit status: 0 if this host offers an isolation with user-unmappable memory, 1 if not.")]
+pub struct Args {
+    /// Write one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    capabilities: Vec<CapabilityReport>,
+    guest_memfd_flags: u64,
+    max_regions: u32,
+    isolations: Vec<IsolationReport>,
+}
+
+#[derive(Serialize)]
+struct CapabilityReport {
+    name: String,
+    present: bool,
+}
+
+#[derive(Serialize)]
+struct IsolationReport {
+    name: &'static str,
+    unmappable: bool,
+    available: bool,
+    missing: Vec<Missing>,
+}
+
+#[derive(Serialize)]
+struct Missing {
+    name: String,
+    remedy: &'static str,
+}
+
+impl Report {
+    fn new(caps: &MemoryCaps) -> Self {
+        let vm_types = VmType::ALL.map(Capability::VmType);
+        let others = [
+            Capability::UserMemory2,
+            Capability::GuestMemfd,
+            Capability::MemoryAttributes,
+            Capability::MemoryFaultInfo,
+            Capability::ExitHypercall,
+            Capability::PreFault,
+            Capability::UserSpaceMsr,
+            Capability::MsrFilter,
+            Capability::AmdProcessor,
+        ];
+        let capability = |&capability: &Capability| CapabilityReport {
+            name: capability.name(),
+            present: caps.has(capability),
+        };
+        let isolation = |isolation: Isolation| {
+            let missing: Vec<Missing> = isolation
+                .missing(caps)
+                .into_iter()
+                .map(|capability| Missing { name: capability.name(), remedy: capability.remedy() })
+                .collect();
+            IsolationReport {
+                name: isolation.name(),
+                unmappable: isolation.is_unmappable(),
+                available: missing.is_empty(),
+                missing,
+            }
+        };
+        Self {
+            capabilities: vm_types.iter().chain(&others).map(capability).collect(),
+            guest_memfd_flags: caps.guest_memfd_flags,
+            max_regions: caps.max_regions,
+            isolations: Isolation::ALL.map(isolation).into(),
+        }
+    }
+
+    fn print(&self) {
+        println!("This host's KVM:");
+        for capability in &self.capabilities {
+            println!("  {} {}", if capability.present { "yes" } else { "no " }, capability.name);
+        }
+        println!("\nIsolations:");
+        for isolation in &self.isolations {
+            let memory = if isolation.unmappable { "unmappable" } else { "ordinary" };
+            let verdict = if isolation.available { "works here" } else { "does not work here; it lacks" };
+            println!("  {:<9} ({memory} memory) {verdict}", isolation.name);
+            for missing in &isolation.missing {
+                println!("      {}: {}", missing.name, missing.remedy);
+            }
+        }
+    }
+}
+
+pub fn check(args: &Args) -> anyhow::Result<ExitCode> {
+    let hypervisor = KvmHypervisor::open()?;
+    let report = Report::new(hypervisor.caps());
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        report.print();
+    }
+    let unmappable = Isolation::strongest(hypervisor.caps()).is_some();
+    Ok(if unmappable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

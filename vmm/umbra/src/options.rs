@@ -1,0 +1,150 @@
+//! Option values as Cloud Hypervisor writes them: `key=value` pairs between commas, and sizes with a suffix.
+
+use std::path::PathBuf;
+
+use arch::x86_64::Isolation;
+use vmm::config::{MemoryConfig, SerialConfig};
+
+/// The `key=value` pairs of one option, each key at most once and one of `known`.
+fn pairs<'a>(text: &'a str, known: &[&str]) -> Result<Vec<(&'a str, &'a str)>, String> {
+    let mut found: Vec<(&str, &str)> = Vec::new();
+    for pair in text.split(',') {
+        let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair:?} is not of the form key=value"))?;
+        if !known.contains(&key) {
+            return Err(format!("there is no {key:?} here: the keys are {}", known.join(", ")));
+        }
+        if found.iter().any(|(other, _)| *other == key) {
+            return Err(format!("{key:?} is given twice"));
+        }
+        found.push((key, value));
+    }
+    Ok(found)
+}
+
+fn on_off(key: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(format!("{key}={value:?} is neither on nor off")),
+    }
+}
+
+/// A size in bytes, or with one of the suffixes K, M, G, T (powers of 1024).
+fn size(value: &str) -> Result<u64, String> {
+    let (digits, shift) = match value.as_bytes().last() {
+        Some(b'K' | b'k') => (&value[..value.len() - 1], 10),
+        Some(b'M' | b'm') => (&value[..value.len() - 1], 20),
+        Some(b'G' | b'g') => (&value[..value.len() - 1], 30),
+        Some(b'T' | b't') => (&value[..value.len() - 1], 40),
+        _ => (value, 0),
+    };
+    let number: u64 =
+        digits.parse().map_err(|_| format!("{value:?} is not a size: write bytes, or a number with K, M, G or T"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{value} is larger than the address space"))
+}
+
+/// `--memory size=512M,unmappable=on`
+pub fn memory(text: &str) -> Result<MemoryConfig, String> {
+    let mut config = MemoryConfig { size: 512 << 20, unmappable: None };
+    for (key, value) in pairs(text, &["size", "unmappable"])? {
+        match key {
+            "size" => config.size = size(value)?,
+            _ => config.unmappable = Some(on_off(key, value)?),
+        }
+    }
+    Ok(config)
+}
+
+/// How many processors; one, so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cpus;
+
+/// `--cpus boot=1`
+pub fn cpus(text: &str) -> Result<Cpus, String> {
+    for (_, value) in pairs(text, &["boot"])? {
+        match value.parse::<u64>() {
+            Ok(1) => {}
+            Ok(_) => return Err(format!("boot={value} is not possible: this version runs machines of one processor")),
+            Err(_) => return Err(format!("boot={value:?} is not a number")),
+        }
+    }
+    Ok(Cpus)
+}
+
+/// `--serial tty|file=PATH|null`
+pub fn serial(text: &str) -> Result<SerialConfig, String> {
+    match text.split_once('=') {
+        None if text == "tty" => Ok(SerialConfig::Tty),
+        None if text == "null" => Ok(SerialConfig::Null),
+        Some(("file", path)) if !path.is_empty() => Ok(SerialConfig::File(PathBuf::from(path))),
+        _ => Err(format!("{text:?} is no place for a console: choose tty, null or file=PATH")),
+    }
+}
+
+/// What `--platform` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Platform {
+    /// The isolation; `None` for the strongest that the host offers.
+    pub isolation: Option<Isolation>,
+}
+
+/// `--platform isolation=auto|none|software`
+pub fn platform(text: &str) -> Result<Platform, String> {
+    let mut platform = Platform::default();
+    for (_, value) in pairs(text, &["isolation"])? {
+        platform.isolation = match value {
+            "auto" => None,
+            name => Some(name.parse().map_err(|error| format!("{error}, or auto"))?),
+        };
+    }
+    Ok(platform)
+}
+
+/// Where events go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventTarget {
+    /// A file.
+    Path(PathBuf),
+}
+
+/// `--event-monitor path=PATH`
+pub fn event_monitor(text: &str) -> Result<EventTarget, String> {
+    match pairs(text, &["path"])?[..] {
+        [(_, path)] if !path.is_empty() => Ok(EventTarget::Path(path.into())),
+        _ => Err("the path is empty".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_exact_or_errors() {
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("4097"), Ok(4097));
+        assert_eq!(size("1g"), Ok(1 << 30));
+        for bad in ["", "M", "-1", "1.5G", "0x10", "99999999999999999999", "16777216T", "1MB", "ä"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn unknown_missing_and_repeated_keys_are_errors_that_name_them() {
+        assert!(memory("size=1G,shared=on").unwrap_err().contains("shared"));
+        assert!(memory("size=1G,size=2G").unwrap_err().contains("twice"));
+        assert!(memory("1G").unwrap_err().contains("key=value"));
+        assert!(memory("unmappable=maybe").unwrap_err().contains("maybe"));
+        assert_eq!(memory("size=1G,unmappable=on"), Ok(MemoryConfig { size: 1 << 30, unmappable: Some(true) }));
+    }
+
+    #[test]
+    fn platforms_and_consoles_are_known_by_name() {
+        assert_eq!(platform("isolation=auto"), Ok(Platform { isolation: None }));
+        assert_eq!(platform("isolation=software"), Ok(Platform { isolation: Some(Isolation::Software) }));
+        assert!(platform("isolation=magic").unwrap_err().contains("magic"));
+        assert_eq!(serial("file=/tmp/x"), Ok(SerialConfig::File("/tmp/x".into())));
+        assert!(serial("file=").is_err() && serial("pty").is_err());
+        assert!(cpus("boot=2").is_err() && cpus("max=1").is_err() && cpus("boot=1").is_ok());
+    }
+}
