@@ -115,7 +115,10 @@ mod tests {
             assert!(config.resolve_isolation(&unable).is_err());
         }
         let error = config(Some(Isolation::Software), None).resolve_isolation(&unable).unwrap_err().to_string();
-        assert!(error.contains("KVM_CAP_VM_TYPES:sw-protected") && error.contains("CONFIG_KVM_SW_PROTECTED_VM"), "{error}");
+        assert!(
+            error.contains("KVM_CAP_VM_TYPES:sw-protected") && error.contains("CONFIG_KVM_SW_PROTECTED_VM"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -94,8 +94,8 @@ impl Machine {
         let supported = hypervisor.supported_cpuid()?;
         let layout = MemoryLayout::new(isolation, config.memory.size, cpuid::address_bits(&supported))?;
         let kernel = read(&config.kernel, "kernel")?;
-        let kernel = KernelImage::parse(&kernel)
-            .map_err(|source| Error::Kernel { path: config.kernel.clone(), source })?;
+        let kernel =
+            KernelImage::parse(&kernel).map_err(|source| Error::Kernel { path: config.kernel.clone(), source })?;
         let initramfs = config.initramfs.as_deref().map_or(Ok(Vec::new()), |path| read(path, "initramfs"))?;
         let launch = launch::plan(&layout, &kernel, &initramfs, &config.command_line, PROCESSORS)?;
         let output = console::output(&config.serial)?;
@@ -121,16 +121,8 @@ impl Machine {
         let vcpu = vm.create_vcpu(0)?;
         vcpu.set_cpuid(&leaves)?;
         set_up_boot_processor(&*vcpu, &launch)?;
-        let shared =
-            Shared { ram: Arc::new(ram), devices: Arc::new(devices), stop: Arc::new(AtomicBool::new(false)) };
-        Ok(Self {
-            isolation,
-            vcpu,
-            launching: launch.announces,
-            shared,
-            serial: config.serial.clone(),
-            _vm: vm,
-        })
+        let shared = Shared { ram: Arc::new(ram), devices: Arc::new(devices), stop: Arc::new(AtomicBool::new(false)) };
+        Ok(Self { isolation, vcpu, launching: launch.announces, shared, serial: config.serial.clone(), _vm: vm })
     }
 
     /// What makes its memory unmappable.

@@ -32,7 +32,10 @@ enum Next {
     Run,
     Stop(Stop),
     /// Ask the vCPU, which the exit still borrows: write an MSR, or give up with its instruction pointer.
-    WriteMsr { index: u32, value: u64 },
+    WriteMsr {
+        index: u32,
+        value: u64,
+    },
     GiveUp(String),
 }
 
@@ -122,7 +125,12 @@ impl VcpuContext {
             },
             Err(refusal) => {
                 self.ram.count_refusal();
-                tracing::debug!("vCPU {}: refused a conversion of {:#x} pages at {:#x}: {refusal}", self.id, exit.pages, exit.gpa);
+                tracing::debug!(
+                    "vCPU {}: refused a conversion of {:#x} pages at {:#x}: {refusal}",
+                    self.id,
+                    exit.pages,
+                    exit.gpa
+                );
                 MapGpaRangeReply::Invalid
             }
         };

@@ -15,8 +15,8 @@ mod stub;
 
 use std::borrow::Cow;
 
-use hypervisor::x86_64::{Registers, Segment, SpecialRegisters};
 use hypervisor::PAGE_SIZE;
+use hypervisor::x86_64::{Registers, Segment, SpecialRegisters};
 
 use super::boot_params::{self, KernelHeader};
 use super::image::KernelImage;
@@ -170,16 +170,8 @@ impl Launch<'_> {
         special.efer = EFER_LME_LMA;
         special.gdt.base = GDT;
         special.gdt.limit = (size_of_val(&GDT_ENTRIES) - 1) as u16;
-        let code = Segment {
-            limit: u32::MAX,
-            selector: 0x10,
-            type_: 0xb,
-            present: 1,
-            s: 1,
-            l: 1,
-            g: 1,
-            ..Default::default()
-        };
+        let code =
+            Segment { limit: u32::MAX, selector: 0x10, type_: 0xb, present: 1, s: 1, l: 1, g: 1, ..Default::default() };
         let data = Segment { selector: 0x18, type_: 3, l: 0, db: 1, ..code };
         special.cs = code;
         for segment in [&mut special.ds, &mut special.es, &mut special.ss, &mut special.fs, &mut special.gs] {
@@ -226,4 +218,3 @@ fn place_initramfs(
         _ => Err(LaunchError::InitramfsDoesNotFit { size, kernel_end: end, limit }),
     }
 }
-

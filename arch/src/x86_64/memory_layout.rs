@@ -203,9 +203,10 @@ impl MemoryLayout {
     /// Which alias an address of the guest's belongs to, and the address by which conversions name that byte.
     pub fn locate(&self, gpa: u64) -> Option<(&RamRange, Alias, u64)> {
         self.ranges.iter().find_map(|ram| {
-            let alias = ram.aliases.iter().find(|alias| {
-                gpa.checked_sub(alias.offset).is_some_and(|own| ram.gpa.contains(own))
-            })?;
+            let alias = ram
+                .aliases
+                .iter()
+                .find(|alias| gpa.checked_sub(alias.offset).is_some_and(|own| ram.gpa.contains(own)))?;
             Some((ram, *alias, gpa - alias.offset))
         })
     }
@@ -228,11 +229,7 @@ impl RamRange {
                 steps.push(Step::SetAttribute { range: part.offset_by(alias.offset)?, state: to });
             }
         }
-        steps.push(Step::Discard {
-            side: to.other(),
-            offset: self.backing_offset(part.start()),
-            size: part.len(),
-        });
+        steps.push(Step::Discard { side: to.other(), offset: self.backing_offset(part.start()), size: part.len() });
         Ok(steps)
     }
 }

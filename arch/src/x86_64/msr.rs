@@ -60,11 +60,7 @@ impl ParavirtualMsr {
     /// The memory that KVM uses once this value is written; `None` if it uses none.
     pub fn memory(self, value: u64) -> Option<ParavirtualMemory> {
         let on = self.enable.is_none_or(|bit| value & bit != 0);
-        on.then_some(ParavirtualMemory {
-            gpa: value & self.address,
-            size: self.size,
-            lasting: self.enable.is_some(),
-        })
+        on.then_some(ParavirtualMemory { gpa: value & self.address, size: self.size, lasting: self.enable.is_some() })
     }
 }
 
@@ -125,10 +121,7 @@ mod tests {
     fn values_name_memory_only_while_enabled() {
         let Some(FilteredMsr::Paravirtual(clock)) = filtered(0x4b56_4d01) else { panic!("kvmclock") };
         assert_eq!(clock.memory(0x1234_5000), None);
-        assert_eq!(
-            clock.memory(0x1234_5001),
-            Some(ParavirtualMemory { gpa: 0x1234_5000, size: 32, lasting: true })
-        );
+        assert_eq!(clock.memory(0x1234_5001), Some(ParavirtualMemory { gpa: 0x1234_5000, size: 32, lasting: true }));
         let Some(FilteredMsr::Paravirtual(wall)) = filtered(0x11) else { panic!("wall clock") };
         assert_eq!(wall.memory(u64::MAX), Some(ParavirtualMemory { gpa: u64::MAX, size: 12, lasting: false }));
     }

@@ -127,14 +127,14 @@ mod tests {
         assert_eq!(ask(0x10_0000, 1, 1 << 63), unknown(1 << 63));
         assert_eq!(ask(0x10_0000, 1, 3), unknown(3));
         for (gpa, pages) in [
-            (0x10_0001, 1),                  // unaligned
-            (0x10_0000, 0),                  // no pages
-            (0x10_0000, 1 << 52),            // bytes overflow
-            (0x10_0000, (1 << 52) - 1),      // end overflows
-            (u64::MAX & !0xfff, 1),          // last page
-            (0x10_0000, (RAM >> 12) + 1),    // beyond RAM
-            (RAM - PAGE_SIZE, 2),            // one in, one out
-            (1 << 47, 1),                    // the private alias itself
+            (0x10_0001, 1),               // unaligned
+            (0x10_0000, 0),               // no pages
+            (0x10_0000, 1 << 52),         // bytes overflow
+            (0x10_0000, (1 << 52) - 1),   // end overflows
+            (!0xfff, 1),                  // last page
+            (0x10_0000, (RAM >> 12) + 1), // beyond RAM
+            (RAM - PAGE_SIZE, 2),         // one in, one out
+            (1 << 47, 1),                 // the private alias itself
         ] {
             for attributes in [0, ENCRYPTED] {
                 let answer = ask(gpa, pages, attributes);
@@ -179,7 +179,7 @@ mod tests {
             // Random words hardly ever make a range, so fold some of them to where they do.
             for (gpa, pages, attributes) in [
                 (gpa, pages, attributes),
-                (gpa % (2 * RAM) & !0xfff, pages % (2 * RAM >> 12), attributes & 0x1f),
+                ((gpa % (2 * RAM)) & !0xfff, pages % ((2 * RAM) >> 12), attributes & 0x1f),
             ] {
                 if let Ok(Some(request)) = from_map_gpa_range(&layout, gpa, pages, attributes) {
                     prop_assert!(request.range.end() <= RAM);

@@ -3,7 +3,7 @@
 use kvm_bindings::{
     KVM_CAP_EXIT_HYPERCALL, KVM_CAP_GUEST_MEMFD, KVM_CAP_MEMORY_ATTRIBUTES, KVM_CAP_MEMORY_FAULT_INFO,
     KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_USER_MEMORY2, KVM_CAP_VM_TYPES, KVM_CAP_X86_MSR_FILTER,
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MEMORY_ATTRIBUTE_PRIVATE,
 };
 use kvm_ioctls::Kvm;
 
@@ -29,7 +29,7 @@ pub(super) fn probe(kvm: &Kvm) -> MemoryCaps {
         memory_fault_info: ask(KVM_CAP_MEMORY_FAULT_INFO) != 0,
         exit_hypercall: ask(KVM_CAP_EXIT_HYPERCALL) & 1 << KVM_HC_MAP_GPA_RANGE != 0,
         pre_fault: ask(KVM_CAP_PRE_FAULT_MEMORY) != 0,
-        user_space_msr: ask(KVM_CAP_X86_USER_SPACE_MSR) & u64::from(KVM_MSR_EXIT_REASON_FILTER) != 0,
+        user_space_msr: ask(KVM_CAP_X86_USER_SPACE_MSR) != 0,
         msr_filter: ask(KVM_CAP_X86_MSR_FILTER) != 0,
         amd_processor: is_amd(),
         max_regions: u32::try_from(kvm.get_nr_memslots()).unwrap_or(u32::MAX),

@@ -139,7 +139,8 @@ impl GuestRam {
 
 /// Refuses to make pages private that KVM writes to: it would go on writing to their shared backing.
 fn refuse_lent(record: &Record, range: GpaRange) -> Result<(), ConversionError> {
-    let lent = |(_, memory): &&((u8, u32), _)| pages_of(*memory).is_some_and(|pages| pages.intersection(range).is_some());
+    let lent =
+        |(_, memory): &&((u8, u32), _)| pages_of(*memory).is_some_and(|pages| pages.intersection(range).is_some());
     match record.paravirtual.iter().find(lent) {
         Some(((vcpu, msr), _)) => Err(ConversionError::Lent { range, vcpu: *vcpu, msr: *msr }),
         None => Ok(()),

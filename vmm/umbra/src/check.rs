@@ -58,10 +58,8 @@ impl Report {
             Capability::MsrFilter,
             Capability::AmdProcessor,
         ];
-        let capability = |&capability: &Capability| CapabilityReport {
-            name: capability.name(),
-            present: caps.has(capability),
-        };
+        let capability =
+            |&capability: &Capability| CapabilityReport { name: capability.name(), present: caps.has(capability) };
         let isolation = |isolation: Isolation| {
             let missing: Vec<Missing> = isolation
                 .missing(caps)

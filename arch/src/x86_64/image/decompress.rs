@@ -140,20 +140,21 @@ pub(super) fn decompress(payload: &[u8]) -> Result<Cow<'_, [u8]>, DecompressErro
         return Err(DecompressError::TooShort { length: payload.len() });
     };
     let compression = Compression::identify(payload).ok_or(DecompressError::Unknown { magic: *magic })?;
-    let declared = usize::try_from(u32::from_le_bytes(*size)).unwrap_or(usize::MAX);
-    if declared > MAX_DECOMPRESSED_SIZE {
-        return Err(DecompressError::TooLarge { declared });
-    }
-    let (output, left) = match compression {
+    let (decode, input): (Decoder, _) = match compression {
         // The size belongs to the stream.
-        Compression::Gzip => gzip(payload, declared)?,
-        Compression::Xz => xz(stream, declared)?,
-        Compression::Zstd => (zstd(stream, declared)?, 0),
-        Compression::Lz4 => (lz4(stream, declared)?, 0),
+        Compression::Gzip => (gzip, payload),
+        Compression::Xz => (xz, stream),
+        Compression::Zstd => (zstd, stream),
+        Compression::Lz4 => (lz4, stream),
         Compression::Lz4Frame | Compression::Bzip2 | Compression::Lzma | Compression::Lzo => {
             return Err(DecompressError::Unsupported { compression });
         }
     };
+    let declared = usize::try_from(u32::from_le_bytes(*size)).unwrap_or(usize::MAX);
+    if declared > MAX_DECOMPRESSED_SIZE {
+        return Err(DecompressError::TooLarge { declared });
+    }
+    let (output, left) = decode(input, declared)?;
     if output.len() > declared {
         return Err(DecompressError::Longer { compression, declared });
     }
@@ -166,14 +167,16 @@ pub(super) fn decompress(payload: &[u8]) -> Result<Cow<'_, [u8]>, DecompressErro
     Ok(Cow::Owned(output))
 }
 
-/// Returns the output, and how many bytes of the input are left over.
+/// Decompresses an input to as many bytes as declared, or to more or less if that can't be. Returns the output, and how
+/// many bytes of the input are left over.
+type Decoder = fn(&[u8], usize) -> Result<(Vec<u8>, usize), DecompressError>;
+
 fn gzip(input: &[u8], declared: usize) -> Result<(Vec<u8>, usize), DecompressError> {
     let mut decoder = flate2::bufread::GzDecoder::new(input);
     let output = read_up_to(&mut decoder, Compression::Gzip, input.len(), declared)?;
     Ok((output, decoder.get_ref().len()))
 }
 
-/// Returns the output, and how many bytes of the input are left over.
 fn xz(input: &[u8], declared: usize) -> Result<(Vec<u8>, usize), DecompressError> {
     let mut decoder = lzma_rust2::XzReader::new_mem_limit(input, false, XZ_MEMORY_LIMIT_KIB);
     let output = read_up_to(&mut decoder, Compression::Xz, input.len(), declared)?;
@@ -181,16 +184,16 @@ fn xz(input: &[u8], declared: usize) -> Result<(Vec<u8>, usize), DecompressError
 }
 
 /// Decompresses in one go, without a window apart from the output: all frames, and nothing but frames.
-fn zstd(input: &[u8], declared: usize) -> Result<Vec<u8>, DecompressError> {
+fn zstd(input: &[u8], declared: usize) -> Result<(Vec<u8>, usize), DecompressError> {
     let stream_error = |source| DecompressError::Stream { compression: Compression::Zstd, declared, source };
     let mut output = reserve(declared, declared)?;
     let mut decoder = zstd::bulk::Decompressor::new().map_err(stream_error)?;
     decoder.decompress_to_buffer(input, &mut output).map_err(stream_error)?;
-    Ok(output)
+    Ok((output, 0))
 }
 
 /// Decompresses legacy frames. They have neither an end mark nor a checksum, so blocks come until the input ends.
-fn lz4(input: &[u8], declared: usize) -> Result<Vec<u8>, DecompressError> {
+fn lz4(input: &[u8], declared: usize) -> Result<(Vec<u8>, usize), DecompressError> {
     let mut output = reserve(declared.min(input.len().saturating_mul(USUAL_RATIO)), declared)?;
     let mut rest = input;
     while !rest.is_empty() {
@@ -214,7 +217,7 @@ fn lz4(input: &[u8], declared: usize) -> Result<Vec<u8>, DecompressError> {
             .map_err(|source| DecompressError::Lz4Block { offset, limit, source })?;
         output.truncate(start + written);
     }
-    Ok(output)
+    Ok((output, 0))
 }
 
 /// Reads to the end of the stream, where decoders verify checksums, but at most one byte past the declared size.

@@ -7,7 +7,7 @@ use super::bytes_at;
 /// The most program headers that a kernel may have. Linux has five.
 pub const MAX_PROGRAM_HEADERS: u16 = 64;
 
-const MAGIC: &[u8] = b"\x7fELF";
+const MAGIC: &[u8; 4] = b"\x7fELF";
 const HEADER_SIZE: usize = 64;
 const PROGRAM_HEADER_SIZE: usize = 56;
 
@@ -35,6 +35,12 @@ pub enum ElfError {
     Truncated {
         /// Length of the file.
         length: usize,
+    },
+    /// The file is no ELF file.
+    #[error("it starts with bytes {found:02x?}, not with ELF's")]
+    Magic {
+        /// Its first bytes.
+        found: [u8; 4],
     },
     /// The file is for 32 bits, or damaged.
     #[error("the ELF class at 0x4 is {found}{}, not 2 (64-bit): pass an x86-64 kernel", class_name(*.found))]
@@ -265,6 +271,10 @@ impl Vmlinux {
 }
 
 fn check_identity(header: &Fields<HEADER_SIZE>) -> Result<(), ElfError> {
+    let magic = header.bytes(0);
+    if magic != *MAGIC {
+        return Err(ElfError::Magic { found: magic });
+    }
     let class = header.0[CLASS];
     if class != CLASS_64 {
         return Err(ElfError::Class { found: class });
