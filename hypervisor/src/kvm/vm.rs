@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_bindings::{
     KVM_CAP_EXIT_HYPERCALL, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY, kvm_create_guest_memfd, kvm_enable_cap, kvm_memory_attributes,
-    kvm_pit_config, kvm_userspace_memory_region2,
+    kvm_pit_config, kvm_userspace_memory_region, kvm_userspace_memory_region2 as Slot,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -52,15 +52,24 @@ impl KvmVm {
         self.fd.enable_cap(&enable).map_err(Error::failed("enable", name))
     }
 
-    fn set_slot(
-        &self,
-        slot: kvm_userspace_memory_region2,
-        subject: impl Into<String>,
-        verb: &'static str,
-    ) -> Result<()> {
-        // SAFETY: the address, if any, lies in a mapping that the table of regions keeps alive until the slot is
-        // deleted, or until neither the VM nor any of its vCPUs is left to use it; the kernel checks everything else.
-        unsafe { self.fd.set_user_memory_region2(slot) }.map_err(Error::failed(verb, subject))
+    /// Makes, or with a size of 0 deletes, a slot. Slots without private memory go by the older ioctl, which every KVM has.
+    fn set_slot(&self, slot: Slot, subject: impl Into<String>, verb: &'static str) -> Result<()> {
+        let result = if slot.flags & KVM_MEM_GUEST_MEMFD == 0 {
+            let slot = kvm_userspace_memory_region {
+                slot: slot.slot,
+                flags: slot.flags,
+                guest_phys_addr: slot.guest_phys_addr,
+                memory_size: slot.memory_size,
+                userspace_addr: slot.userspace_addr,
+            };
+            // SAFETY: the address, if any, lies in a mapping that the table of regions keeps alive until the slot is
+            // deleted, or until neither the VM nor any of its vCPUs is left to use it; the kernel checks the rest.
+            unsafe { self.fd.set_user_memory_region(slot) }
+        } else {
+            // SAFETY: as above; the private memory is the kernel's own.
+            unsafe { self.fd.set_user_memory_region2(slot) }
+        };
+        result.map_err(Error::failed(verb, subject))
     }
 }
 
@@ -134,12 +143,8 @@ impl Vm for KvmVm {
             let source = io::Error::from_raw_os_error(libc::EEXIST);
             return Err(Error::Failed { operation: "add", subject, source });
         }
-        let mut raw = kvm_userspace_memory_region2 {
-            slot,
-            guest_phys_addr: region.range.start(),
-            memory_size: region.range.len(),
-            ..Default::default()
-        };
+        let mut raw =
+            Slot { slot, guest_phys_addr: region.range.start(), memory_size: region.range.len(), ..Default::default() };
         if let Some(shared) = &region.shared {
             // `check` has seen that the offset lies inside the mapping.
             raw.userspace_addr = shared.backing.mapping().as_ptr() as u64 + shared.offset;
@@ -156,7 +161,7 @@ impl Vm for KvmVm {
 
     fn remove_region(&self, slot: u32) -> Result<()> {
         let mut regions = self.regions();
-        let raw = kvm_userspace_memory_region2 { slot, ..Default::default() };
+        let raw = Slot { slot, ..Default::default() };
         self.set_slot(raw, format!("the region in slot {slot}"), "remove")?;
         regions.remove(&slot);
         Ok(())
