@@ -4,7 +4,7 @@
 //! parameters in RSI. That is all for `none`.
 //!
 //! With `software` nobody can write private memory but the guest, so the guest begins in the shared alias with a page of
-//! launch code ([`stub`]). It copies the low memory, the ACPI tables, the kernel and the initramfs from the shared to the
+//! launch code (`stub.rs`). It copies the low memory, the ACPI tables, the kernel and the initramfs from the shared to the
 //! private alias, goes on in its own private copy, loads page tables that lie in private memory and map it, writes to
 //! [`LAUNCH_PORT`](super::map::LAUNCH_PORT) and enters the kernel. On that write the VMM makes all RAM private, which
 //! frees the shared copies.

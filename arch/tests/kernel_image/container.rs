@@ -2,8 +2,7 @@
 
 use arch::x86_64::image::{BzImageError, ImageError};
 
-use crate::builder::{PAYLOAD_START, Packing, bzimage, put};
-use crate::elf::kernel;
+use crate::builder::{PAYLOAD_START, Packing, bzimage, kernel, put};
 use crate::{messages, refusal};
 
 fn container_refusal(file: &[u8]) -> BzImageError {

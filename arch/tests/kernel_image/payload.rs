@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use arch::x86_64::image::{Compression, DecompressError, ElfError, ImageError, KernelImage, MAX_DECOMPRESSED_SIZE};
 
-use crate::builder::{Packing, bzimage};
-use crate::elf::kernel;
+use crate::builder::{EXECUTE, Packing, Part, bzimage, elf, kernel};
 use crate::{messages, refusal};
 
 const COMPRESSED: [Packing; 4] = [Packing::Gzip, Packing::Xz, Packing::Zstd, Packing::Lz4];
@@ -145,6 +144,15 @@ fn tiny_lz4_blocks_cost_little() {
     // Clearing 8 MiB so often would take minutes.
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert!(matches!(error, DecompressError::Shorter { actual: 100_000, .. }), "{error:?}");
+}
+
+/// Nothing is smaller in lz4 than a run of one byte.
+#[test]
+fn the_densest_lz4_block_has_room() {
+    let kernel = elf(0x100_0000, &[Part::load(EXECUTE, 0x100_0000, &[0; 8 << 20], 8 << 20)]);
+    let payload = Packing::Lz4.pack(&kernel);
+    assert!(payload.len() < kernel.len() / 250);
+    KernelImage::parse(&bzimage(&payload)).unwrap();
 }
 
 #[test]

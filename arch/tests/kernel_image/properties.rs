@@ -5,8 +5,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use crate::builder::{Packing, bzimage};
-use crate::elf::{EXECUTE, Part, READ_WRITE, elf, kernel};
+use crate::builder::{EXECUTE, Packing, Part, READ_WRITE, bzimage, elf, kernel};
 
 /// Walks the kernel that was found, if any, as a loader does.
 fn check(file: &[u8]) -> Result<(), TestCaseError> {

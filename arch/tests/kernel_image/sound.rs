@@ -2,8 +2,7 @@
 
 use arch::x86_64::image::{KernelImage, Segment};
 
-use crate::builder::{HEADER_END, Packing, bzimage, put};
-use crate::elf::{EXECUTE, Part, elf, kernel, kernel_parts};
+use crate::builder::{EXECUTE, HEADER_END, Packing, Part, bzimage, elf, kernel, kernel_parts, put};
 
 #[test]
 fn a_vmlinux_is_read_as_it_is() {
