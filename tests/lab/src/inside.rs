@@ -1,0 +1,36 @@
+//! What runs inside the nested host: `lab inside ...`. `lab` starts itself there; nobody else needs these commands.
+
+pub mod console;
+pub mod demo;
+pub mod events;
+pub mod guest;
+pub mod markers;
+pub mod search;
+pub mod smaps;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+/// Options of `lab inside`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// The part of `lab demo` that starts the virtual machines
+    Demo(demo::Args),
+    /// Search a process for a guest's canary
+    Search(search::Args),
+}
+
+/// Runs one of the commands.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    match &args.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Search(args) => search::run(args).map(|()| ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,170 @@
+//! QEMU's command line for a nested host.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::packages::{Gives, Package};
+
+/// The program and its package.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// The package that has it.
+pub const PACKAGE: Package = Package { name: "qemu-system-x86", gives: Gives::Command(PROGRAM) };
+/// The first version whose TCG runs the nested KVM.
+const OLDEST: (u32, u32) = (7, 2);
+
+/// An EPYC by emulation, with the virtualisation that KVM needs and room for the alias bit of shared memory.
+const PROCESSOR: &str = "EPYC,+svm,+npt,phys-bits=48";
+
+/// A folder of this machine that is shared over 9p.
+#[derive(Debug)]
+pub struct Share<'a> {
+    /// The tag that the nested host mounts it by.
+    pub tag: &'static str,
+    /// The folder.
+    pub folder: &'a Path,
+    /// Whether it can be written.
+    pub writable: bool,
+}
+
+/// A stream between the lab and the nested host.
+#[derive(Debug)]
+pub struct Channel {
+    /// The name of the port; hvc0 when it is the terminal.
+    pub name: &'static str,
+    /// QEMU's end of a socket pair, inherited under this number.
+    pub socket: RawFd,
+}
+
+/// A nested host, as QEMU is to start it.
+#[derive(Debug)]
+pub struct Configuration<'a> {
+    /// The kernel's image.
+    pub kernel: &'a Path,
+    /// The initramfs.
+    pub initramfs: &'a Path,
+    /// The file for the kernel's console.
+    pub console: &'a Path,
+    /// Its memory.
+    pub memory_mib: u64,
+    /// Folders.
+    pub shares: &'a [Share<'a>],
+    /// Streams.
+    pub channels: &'a [Channel],
+    /// Whether the kernel tells everything on its console.
+    pub verbose: bool,
+}
+
+/// The name of the channel that is a terminal.
+pub const TERMINAL: &str = "hvc0";
+
+impl Configuration<'_> {
+    /// The command that starts it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.args(["-name", "umbra-lab", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args(["-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "2"]);
+        command.arg("-m").arg(self.memory_mib.to_string());
+        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
+        let quiet = if self.verbose { "" } else { " quiet" };
+        // A kernel that fails ends QEMU at once, so the lab notices.
+        // Linux refines its measure of the emulated TSC by more than the 250 ppm that KVM tolerates; a guest started after
+        // that would have no working TSC deadline timer.
+        command
+            .arg("-append")
+            .arg(format!("console=ttyS0 oops=panic panic=-1 kvm.tsc_tolerance_ppm=100000{quiet}"));
+        command.arg("-serial").arg(option("file:", self.console));
+        for Share { tag, folder, writable } in self.shares {
+            let access = if *writable { "" } else { ",readonly=on" };
+            let mut filesystem =
+                option(&format!("local,id={tag},security_model=none,multidevs=remap{access},path="), folder);
+            command.arg("-fsdev").arg(std::mem::take(&mut filesystem));
+            command.arg("-device").arg(format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
+        }
+        command.args(["-device", "virtio-serial-pci"]);
+        for Channel { name, socket } in self.channels {
+            command.arg("-chardev").arg(format!("socket,id={name},fd={socket}"));
+            let kind = if *name == TERMINAL { "virtconsole" } else { "virtserialport" };
+            command.arg("-device").arg(format!("{kind},chardev={name},name={name}"));
+        }
+        command
+    }
+}
+
+/// An option that ends with a path. In QEMU's options, a comma stands for itself when it is doubled.
+fn option(prefix: &str, path: &Path) -> OsString {
+    let mut text = OsString::from(prefix);
+    for (index, part) in path.as_os_str().as_encoded_bytes().split(|byte| *byte == b',').enumerate() {
+        if index > 0 {
+            text.push(",,");
+        }
+        text.push(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(part));
+    }
+    text
+}
+
+/// Fails if QEMU is too old.
+pub fn check_version() -> Result<()> {
+    let output = Command::new(PROGRAM).arg("--version").output().with_context(|| format!("cannot run {PROGRAM}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = version(&text).with_context(|| format!("{PROGRAM} --version does not tell a version"))?;
+    ensure!(
+        version >= OLDEST,
+        "{PROGRAM} is version {}.{}, and the lab needs {}.{} or later",
+        version.0,
+        version.1,
+        OLDEST.0,
+        OLDEST.1
+    );
+    Ok(())
+}
+
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split_once("version ")?.1.split(|letter: char| !letter.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\n"), Some((7, 2)));
+        assert_eq!(version("QEMU emulator version 10.0.2\nCopyright"), Some((10, 0)));
+        assert_eq!(version("something else"), None);
+        assert!((10, 0) >= OLDEST && (6, 9) < OLDEST);
+    }
+
+    #[test]
+    fn a_comma_in_a_path_does_not_end_the_option() {
+        assert_eq!(option("file:", Path::new("/a,b/c")), OsString::from("file:/a,,b/c"));
+    }
+
+    #[test]
+    fn only_the_writable_shares_can_be_written() {
+        let shares = [
+            Share { tag: "root", folder: Path::new("/"), writable: false },
+            Share { tag: "out", folder: Path::new("/out"), writable: true },
+        ];
+        let configuration = Configuration {
+            kernel: Path::new("k"),
+            initramfs: Path::new("i"),
+            console: Path::new("c"),
+            memory_mib: 2048,
+            shares: &shares,
+            channels: &[Channel { name: TERMINAL, socket: 5 }],
+            verbose: false,
+        };
+        let command = configuration.command();
+        let arguments: Vec<&str> = command.get_args().filter_map(OsStr::to_str).collect();
+        let filesystems: Vec<&&str> = arguments.iter().filter(|argument| argument.starts_with("local,")).collect();
+        assert_eq!(filesystems.len(), 2);
+        assert!(filesystems[0].contains("id=root") && filesystems[0].contains("readonly=on"));
+        assert!(filesystems[1].contains("id=out") && !filesystems[1].contains("readonly"));
+        assert!(arguments.contains(&"virtconsole,chardev=hvc0,name=hvc0"));
+    }
+}
