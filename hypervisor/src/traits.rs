@@ -84,10 +84,6 @@ pub trait Vcpu: Send {
     /// Runs the guest until it needs the VMM. Nothing is converted here.
     fn run(&mut self) -> Result<Exit<'_>>;
 
-    /// Makes every [`Vcpu::run`] come back at once with [`Exit::Interrupted`], having finished what the last exit left
-    /// open, until it is set to false again.
-    fn set_immediate_exit(&mut self, on: bool);
-
     /// Sets what CPUID tells the guest.
     fn set_cpuid(&self, entries: &[CpuidEntry]) -> Result<()>;
 
@@ -109,7 +105,4 @@ pub trait Vcpu: Send {
     /// Lets the guest go on as if the write that the last exit reported, an [`Exit::MsrWrite`], was done. Does nothing
     /// after any other exit.
     fn accept_msr_write(&mut self);
-
-    /// Injects #GP(0) on the next run.
-    fn inject_general_protection(&self) -> Result<()>;
 }

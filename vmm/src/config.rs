@@ -18,7 +18,8 @@ pub struct VmConfig {
     pub command_line: String,
     /// Guest memory.
     pub memory: MemoryConfig,
-    /// What makes it unmappable; `None` for the strongest that the host offers.
+    /// What makes it unmappable; `None` for the strongest that the host offers if memory is to be unmappable, and for
+    /// nothing if not.
     pub isolation: Option<Isolation>,
     /// The serial console.
     pub serial: SerialConfig,
@@ -29,7 +30,7 @@ pub struct VmConfig {
 pub struct MemoryConfig {
     /// Bytes.
     pub size: u64,
-    /// Whether it is user-unmappable; `None` if the operator leaves it to the isolation.
+    /// Whether it is user-unmappable; `None` if the isolation says so: it is, if an isolation other than none is named.
     pub unmappable: Option<bool>,
 }
 
@@ -62,7 +63,7 @@ impl VmConfig {
                 ));
             }
             (Some(isolation), _) => isolation,
-            (None, Some(true)) => Isolation::strongest(caps).ok_or(Error::NoIsolation)?,
+            (None, Some(true)) => Isolation::strongest(caps),
             (None, _) => Isolation::None,
         };
         match isolation.missing(caps) {

@@ -1,13 +1,17 @@
 //! The operator's side of the serial console: standard input and output, a file, or nothing.
 //!
-//! On a terminal, input is raw while the machine runs: every key goes to the guest. Ctrl-A x ends the machine, and
-//! Ctrl-A Ctrl-A sends one Ctrl-A. The terminal gets back its settings when the [`RawTerminal`] is dropped.
+//! On a terminal, input is raw while the machine runs: every key goes to the guest. Ctrl-A x ends the machine, whether the
+//! guest reads or not, and Ctrl-A Ctrl-A sends one Ctrl-A. The terminal gets back its settings when the [`RawTerminal`] is
+//! dropped.
+//!
+//! An output that takes nothing (a pipe that nobody reads) holds the guest up, but never the end of the machine.
 
+use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{self, OptionalActions, Termios};
@@ -19,32 +23,79 @@ use crate::{Error, Result};
 /// Ctrl-A.
 const ESCAPE: u8 = 1;
 
-/// How often the input looks whether it shall end.
+/// How often a wait looks whether it shall end.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// Opens the place where the serial port writes to.
-///
-/// # Errors
-/// A file that can't be created.
-pub fn output(config: &SerialConfig) -> Result<Box<dyn Write + Send>> {
-    Ok(match config {
-        SerialConfig::Tty => Box::new(Unbuffered(io::stdout())),
-        SerialConfig::File(path) => Box::new(File::create(path).map_err(|source| Error::File {
-            operation: "create",
-            role: "serial output",
-            path: path.clone(),
-            source,
-        })?),
-        SerialConfig::Null => Box::new(io::sink()),
-    })
+/// How often input that the guest had no room for is offered again.
+const OFFER_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+
+/// How much typed input waits for a guest that doesn't read, in bytes; more is lost. Only a terminal's: a pipe waits.
+const MAX_PENDING: usize = 64 << 10;
+
+/// Where the serial port writes to, opened once and kept over resets.
+pub struct Output {
+    config: SerialConfig,
+    opened: OnceLock<Option<Arc<OwnedFd>>>,
 }
 
-/// Standard output without a line buffer: the guest's prompts have no newline.
-struct Unbuffered(io::Stdout);
+impl Output {
+    /// Opens nothing yet.
+    pub fn new(config: SerialConfig) -> Self {
+        Self { config, opened: OnceLock::new() }
+    }
 
-impl Write for Unbuffered {
+    /// A writer for one machine, which gives up once `stop` is set.
+    ///
+    /// # Errors
+    /// A file that can't be created.
+    pub(crate) fn writer(&self, stop: Arc<AtomicBool>) -> Result<Box<dyn Write + Send>> {
+        let opened = match self.opened.get() {
+            Some(opened) => opened.clone(),
+            None => {
+                let opened = self.open()?;
+                self.opened.get_or_init(|| opened).clone()
+            }
+        };
+        Ok(match opened {
+            Some(file) => Box::new(Patient { file, stop }),
+            None => Box::new(io::sink()),
+        })
+    }
+
+    fn open(&self) -> Result<Option<Arc<OwnedFd>>> {
+        let file = match &self.config {
+            SerialConfig::Tty => {
+                let stdout = io::stdout().as_fd().try_clone_to_owned();
+                stdout.map_err(Error::system("keep standard output"))?
+            }
+            SerialConfig::File(path) => {
+                let failed =
+                    |source| Error::File { operation: "create", role: "serial output", path: path.clone(), source };
+                File::create(path).map_err(failed)?.into()
+            }
+            SerialConfig::Null => return Ok(None),
+        };
+        Ok(Some(Arc::new(file)))
+    }
+}
+
+/// A writer that waits until its file takes something, but not longer than the machine lives.
+struct Patient {
+    file: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Write for Patient {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        rustix::io::write(&self.0, bytes).map_err(Into::into)
+        while !self.stop.load(Ordering::Acquire) {
+            let mut ready = [PollFd::new(&*self.file, PollFlags::OUT)];
+            match poll(&mut ready, Some(&LOOK)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return rustix::io::write(&*self.file, bytes).map_err(Into::into),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Err(io::Error::other("the machine has ended"))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -88,24 +139,35 @@ impl Drop for RawTerminal {
 }
 
 /// Carries standard input to the guest until `stop`, the end of the input, or Ctrl-A x, for which it calls `quit`.
-pub fn carry_input(devices: &Arc<Devices>, stop: &AtomicBool, escapes: bool, quit: impl FnOnce()) {
-    let mut stdin = io::stdin().lock();
+pub fn carry_input(devices: &Devices, stop: &AtomicBool, escapes: bool, quit: impl FnOnce()) {
+    let stdin = io::stdin();
     let mut filter = EscapeFilter { escapes, pending: false };
+    let mut pending = VecDeque::new();
     let mut buffer = [0; 256];
-    while !stop.load(Ordering::Acquire) {
-        let mut ready = [PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN)];
-        match poll(&mut ready, Some(&LOOK)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => continue,
-            Ok(_) => {}
+    let mut open = true;
+    while !stop.load(Ordering::Acquire) && (open || !pending.is_empty()) {
+        // Keys are always read, for the escape among them; a pipe only when the guest has taken what came before.
+        let listen = open && (escapes || pending.is_empty());
+        let mut ready = [PollFd::new(&stdin, PollFlags::IN)];
+        let patience = if pending.is_empty() { &LOOK } else { &OFFER_AGAIN };
+        let count = match poll(if listen { &mut ready } else { &mut [] }, Some(patience)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => 0,
             Err(_) => return,
-        }
-        match stdin.read(&mut buffer) {
-            Ok(0) | Err(_) => return,
-            Ok(count) => match filter.pass(&buffer[..count]) {
-                Some(bytes) => devices.serial.input(&bytes, stop),
-                None => return quit(),
+            Ok(_) => match rustix::io::read(&stdin, &mut buffer) {
+                Ok(0) | Err(_) => {
+                    open = false;
+                    0
+                }
+                Ok(count) => count,
             },
+        };
+        match filter.pass(&buffer[..count]) {
+            Some(bytes) => pending.extend(bytes),
+            None => return quit(),
         }
+        pending.truncate(MAX_PENDING);
+        let taken = if pending.is_empty() { 0 } else { devices.serial.input(pending.make_contiguous()) };
+        pending.drain(..taken);
     }
 }
 

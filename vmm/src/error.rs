@@ -30,6 +30,16 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A file of the machine has more bytes than can be of use.
+    #[error("{role} {} has more than {limit} bytes, and there is no room for more: pass a smaller file", path.display())]
+    FileTooLarge {
+        /// What the file is for: "kernel", "initramfs".
+        role: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// The most bytes that it may have.
+        limit: u64,
+    },
     /// The kernel is none.
     #[error("cannot load kernel {}", path.display())]
     Kernel {
@@ -47,12 +57,6 @@ pub enum Error {
         /// What the host lacks for it.
         missing: Vec<Capability>,
     },
-    /// The host offers nothing for unmappable memory.
-    #[error(
-        "unmappable=on is not possible on this host, which offers no isolation: `umbra check` tells what each one lacks; \
-         `cargo lab` boots a nested host that has all it takes"
-    )]
-    NoIsolation,
     /// Two options contradict each other.
     #[error("{0}")]
     Contradiction(&'static str),
@@ -102,6 +106,12 @@ impl Error {
     pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { what, source }
     }
+}
+
+/// An error with all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn list(missing: &[Capability]) -> String {

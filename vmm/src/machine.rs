@@ -4,8 +4,10 @@
 //! anything. [`Machine::run`] starts the vCPU and the console and waits for the first reason to stop. A reset ends the
 //! machine like a power-off does; whoever wants a reboot builds a new one, so that nothing of the old guest is left.
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::thread::JoinHandleExt;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -20,7 +22,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::config::{SerialConfig, VmConfig};
-use crate::console::{self, RawTerminal};
+use crate::console::{self, Output, RawTerminal};
 use crate::devices::Devices;
 use crate::devices::serial::SerialDevice;
 use crate::events::EventMonitor;
@@ -30,6 +32,9 @@ use crate::{Error, Result};
 
 /// Machines have one processor so far.
 const PROCESSORS: u8 = 1;
+
+/// The most bytes that a kernel file may have: far more than Linux has, debugging information and all.
+const MAX_KERNEL_FILE: u64 = 2 << 30;
 
 /// How long to wait for a vCPU to notice that it shall stop before it is told again.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
@@ -89,16 +94,18 @@ impl Machine {
     ///
     /// # Errors
     /// Bad files or sizes, a host that can't do what was asked for, or a hypervisor that fails.
-    pub fn build(hypervisor: &dyn Hypervisor, config: &VmConfig) -> Result<Self> {
+    pub fn build(hypervisor: &dyn Hypervisor, config: &VmConfig, output: &Output) -> Result<Self> {
         let isolation = config.resolve_isolation(hypervisor.caps())?;
         let supported = hypervisor.supported_cpuid()?;
         let layout = MemoryLayout::new(isolation, config.memory.size, cpuid::address_bits(&supported))?;
-        let kernel = read(&config.kernel, "kernel")?;
+        let kernel = read(&config.kernel, "kernel", MAX_KERNEL_FILE)?;
         let kernel =
             KernelImage::parse(&kernel).map_err(|source| Error::Kernel { path: config.kernel.clone(), source })?;
-        let initramfs = config.initramfs.as_deref().map_or(Ok(Vec::new()), |path| read(path, "initramfs"))?;
+        let initramfs =
+            config.initramfs.as_deref().map_or(Ok(Vec::new()), |path| read(path, "initramfs", layout.size()))?;
         let launch = launch::plan(&layout, &kernel, &initramfs, &config.command_line, PROCESSORS)?;
-        let output = console::output(&config.serial)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let output = output.writer(stop.clone())?;
 
         let vm = hypervisor.create_vm(isolation.vm_type())?;
         vm.create_irqchip()?;
@@ -121,7 +128,7 @@ impl Machine {
         let vcpu = vm.create_vcpu(0)?;
         vcpu.set_cpuid(&leaves)?;
         set_up_boot_processor(&*vcpu, &launch)?;
-        let shared = Shared { ram: Arc::new(ram), devices: Arc::new(devices), stop: Arc::new(AtomicBool::new(false)) };
+        let shared = Shared { ram: Arc::new(ram), devices: Arc::new(devices), stop };
         Ok(Self { isolation, vcpu, launching: launch.announces, shared, serial: config.serial.clone(), _vm: vm })
     }
 
@@ -152,7 +159,10 @@ impl Machine {
         };
         let (vcpu, vcpu_stops) = (self.vcpu, stops.clone());
         let thread = spawn("vcpu0", move || {
-            let result = vcpu::run(vcpu, context);
+            let id = context.id;
+            // A panic is a bug, and must end the machine with an error like any other.
+            let result = std::panic::catch_unwind(AssertUnwindSafe(|| vcpu::run(vcpu, context)))
+                .unwrap_or_else(|_| Err(Error::Vcpu { id, rip: 0, reason: "its thread panicked".into() }));
             let _ = match result {
                 Ok(Some(stop)) => vcpu_stops.send(Ok(stop)),
                 Ok(None) => Ok(()),
@@ -173,9 +183,10 @@ impl Machine {
         events.emit("vm", "booted", ());
         started(handle);
 
-        // The vCPU's thread holds a sender until it ends, and it sends why it does.
+        // The vCPU's thread sends why it ends, or somebody asks for the end.
         let result = stopped.recv().unwrap_or(Ok(Stop::Requested));
         self.shared.stop.store(true, Ordering::Release);
+        self.shared.ram.end_conversions();
         kick_until_finished(&thread);
         let _ = thread.join();
         if let Some(input) = input {
@@ -188,8 +199,20 @@ impl Machine {
     }
 }
 
-fn read(path: &Path, role: &'static str) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|source| Error::File { operation: "read", role, path: path.to_owned(), source })
+/// Reads a file of at most `limit` bytes. Devices and pipes may have no end, and files may be larger than memory.
+fn read(path: &Path, role: &'static str, limit: u64) -> Result<Vec<u8>> {
+    let failed = |source| Error::File { operation: "read", role, path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let mut bytes = Vec::new();
+    if size <= limit {
+        bytes.try_reserve_exact(size as usize).map_err(|error| failed(error.into()))?;
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    }
+    if size.max(bytes.len() as u64) > limit {
+        return Err(Error::FileTooLarge { role, path: path.to_owned(), limit });
+    }
+    Ok(bytes)
 }
 
 fn set_up_boot_processor(vcpu: &dyn Vcpu, launch: &launch::Launch<'_>) -> Result<()> {

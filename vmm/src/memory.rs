@@ -9,18 +9,20 @@
 //!   can't be had (an undo fails), the error is [`ConversionError::Inconsistent`] and the machine must stop.
 //! * Pages that are in the wanted state already are left alone, contents and all.
 //! * Each conversion gives back the memory of the side that the pages leave.
-//! * A page that KVM itself writes to for the guest stays shared for as long as it does.
+//! * A page that KVM itself writes to for a paravirtual MSR stays shared for as long as it does.
 //!
-//! Cost: one bit a page for the map; a conversion holds the lock for its system calls.
+//! Cost: one bit a page for the map; a conversion holds the lock for the system calls of at most a few hundred runs of
+//! pages at a time.
 
 mod attribute_map;
 mod conversion;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arch::x86_64::MemoryLayout;
 use arch::x86_64::memory_layout::{Alias, AttributeRule, RamRange};
-use arch::x86_64::msr::ParavirtualMemory;
+use arch::x86_64::msr::{Facility, ParavirtualMemory};
 use arch::x86_64::request::{ConversionKind, ConversionRequest};
 use hypervisor::{Backing, GpaRange, GuestMemfd, PageState, Region, SharedMemory, Slice, Vm};
 use serde::Serialize;
@@ -60,13 +62,17 @@ pub struct GuestRam {
     shared: Arc<SharedMemory>,
     private: Option<Arc<GuestMemfd>>,
     record: Mutex<Record>,
+    ending: AtomicBool,
 }
+
+/// A vCPU, and what KVM uses the memory for.
+pub(crate) type ParavirtualUser = (u8, Facility);
 
 /// What is known about the pages, changed under one lock together with KVM's attributes.
 struct Record {
     map: AttributeMap,
-    /// Memory that KVM writes to, by vCPU and MSR.
-    paravirtual: Vec<((u8, u32), ParavirtualMemory)>,
+    /// Memory that KVM writes to. At most two entries for each user: what it uses, and what it is about to.
+    paravirtual: Vec<(ParavirtualUser, ParavirtualMemory)>,
     explicit: u64,
     implicit: u64,
     host: u64,
@@ -98,6 +104,7 @@ impl GuestRam {
                 failed: 0,
                 inconsistent: false,
             }),
+            ending: AtomicBool::new(false),
         };
         for range in ram.layout.ranges() {
             for alias in &range.aliases {
@@ -161,11 +168,11 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Lets KVM use this memory for a paravirtual MSR of a vCPU's, if all of it is shared RAM; while it does, the pages
-    /// stay shared. Replaces what the MSR named before.
+    /// Reserves this memory for KVM's use, if all of it is shared RAM: its pages stay shared until
+    /// [`GuestRam::settle_paravirtual`] says what came of it. What the same facility uses at the moment stays reserved, too.
     ///
     /// Returns whether KVM may have it.
-    pub(crate) fn lend_paravirtual(&self, user: (u8, u32), memory: ParavirtualMemory) -> bool {
+    pub(crate) fn reserve_paravirtual(&self, user: ParavirtualUser, memory: ParavirtualMemory) -> bool {
         let mut record = self.record();
         let Some(pages) = pages_of(memory) else { return false };
         let mut covered = 0;
@@ -179,14 +186,27 @@ impl GuestRam {
         if covered != pages.len() {
             return false;
         }
-        record.paravirtual.retain(|(other, _)| *other != user);
         record.paravirtual.push((user, memory));
         true
     }
 
-    /// Ends what [`GuestRam::lend_paravirtual`] began.
-    pub(crate) fn end_paravirtual(&self, user: (u8, u32)) {
-        self.record().paravirtual.retain(|(other, _)| *other != user);
+    /// Ends what [`GuestRam::reserve_paravirtual`] began. If KVM took the value, it uses `memory` (if that lasts) and no
+    /// longer what it used before; if not, it goes on with what it used before.
+    pub(crate) fn settle_paravirtual(&self, user: ParavirtualUser, memory: Option<ParavirtualMemory>, taken: bool) {
+        let mut record = self.record();
+        if taken {
+            record.paravirtual.retain(|(other, _)| *other != user);
+            record.paravirtual.extend(memory.filter(|memory| memory.lasting).map(|memory| (user, memory)));
+        } else if memory.is_some()
+            && let Some(newest) = record.paravirtual.iter().rposition(|(other, _)| *other == user)
+        {
+            record.paravirtual.remove(newest);
+        }
+    }
+
+    /// Ends conversions early, now and from now on: the machine stops.
+    pub(crate) fn end_conversions(&self) {
+        self.ending.store(true, Ordering::Release);
     }
 
     /// Counts a request that was refused before it became a conversion.

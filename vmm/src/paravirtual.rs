@@ -3,6 +3,7 @@
 use arch::x86_64::msr::{self, FilteredMsr, ParavirtualMsr};
 use hypervisor::Vcpu;
 
+use crate::error::chain;
 use crate::memory::GuestRam;
 
 /// What a guest's write to a filtered MSR comes to.
@@ -27,27 +28,34 @@ pub fn read(index: u32) -> Option<u64> {
 pub fn write(vcpu: &dyn Vcpu, id: u8, ram: &GuestRam, index: u32, value: u64) -> MsrAnswer {
     match msr::filtered(index) {
         Some(FilteredMsr::Ignored) => MsrAnswer::Accept,
-        Some(FilteredMsr::Paravirtual(msr)) => write_paravirtual(vcpu, (id, index), ram, msr, value),
+        Some(FilteredMsr::Paravirtual(msr)) => write_paravirtual(vcpu, id, ram, msr, (index, value)),
         Some(FilteredMsr::Constant(_)) | None => MsrAnswer::Refuse,
     }
 }
 
-/// Lends the memory first and lets KVM have the value second, so that no conversion comes between.
-fn write_paravirtual(vcpu: &dyn Vcpu, user: (u8, u32), ram: &GuestRam, msr: ParavirtualMsr, value: u64) -> MsrAnswer {
-    let (id, index) = user;
+/// Reserves the memory first and lets KVM have the value second, so that no conversion comes between.
+fn write_paravirtual(
+    vcpu: &dyn Vcpu,
+    id: u8,
+    ram: &GuestRam,
+    msr: ParavirtualMsr,
+    (index, value): (u32, u64),
+) -> MsrAnswer {
+    let user = (id, msr.facility);
     let memory = msr.memory(value);
     if let Some(memory) = memory
-        && !ram.lend_paravirtual(user, memory)
+        && !ram.reserve_paravirtual(user, memory)
     {
-        tracing::warn!("vCPU {id}: refused {value:#x} for MSR {index:#x}: {:#x} is not shared RAM", memory.gpa);
+        tracing::debug!("vCPU {id}: refused {value:#x} for MSR {index:#x}: {:#x} is not shared RAM", memory.gpa);
         return MsrAnswer::Refuse;
     }
     let written = vcpu.set_msr(index, value);
-    if let Err(error) = &written {
-        tracing::warn!("vCPU {id}: {error}");
+    ram.settle_paravirtual(user, memory, written.is_ok());
+    match written {
+        Ok(()) => MsrAnswer::Accept,
+        Err(error) => {
+            tracing::debug!("vCPU {id}: {}", chain(&error));
+            MsrAnswer::Refuse
+        }
     }
-    if written.is_err() || memory.is_none_or(|memory| !memory.lasting) {
-        ram.end_paravirtual(user);
-    }
-    if written.is_ok() { MsrAnswer::Accept } else { MsrAnswer::Refuse }
 }

@@ -9,6 +9,7 @@ use hypervisor::{Exit, MapGpaRange, MapGpaRangeReply, MemoryFault, Vcpu};
 
 use crate::devices::Devices;
 use crate::devices::power::PowerRequest;
+use crate::error::chain;
 use crate::memory::{ConversionError, GuestRam};
 use crate::paravirtual::{self, MsrAnswer};
 use crate::{Error, Result, Stop};
@@ -94,11 +95,19 @@ impl VcpuContext {
                 Next::Run
             }
             Exit::MsrWrite { index, value } => Next::WriteMsr { index, value },
+            // KVM says "no memory there" of RAM, too, where it could not get at it for an instruction that it emulates.
+            Exit::MmioRead { gpa, .. } | Exit::MmioWrite { gpa, .. } if self.ram.layout().locate(gpa).is_some() => {
+                Next::GiveUp(format!("KVM could not reach {gpa:#x} to emulate an instruction there"))
+            }
             // Nothing is there: reads find all ones, writes are lost.
             Exit::MmioRead { .. } | Exit::MmioWrite { .. } | Exit::Interrupted => Next::Run,
             Exit::Halt => Next::GiveUp("it halted, with no interrupt controller to wake it".into()),
+            Exit::Shutdown if self.launching => Next::GiveUp("it crashed before it reached the kernel".into()),
             // A triple fault resets a PC.
-            Exit::Shutdown => Next::Stop(Stop::Reset),
+            Exit::Shutdown => {
+                tracing::warn!("vCPU {}: the guest crashed (triple fault): resetting it", self.id);
+                Next::Stop(Stop::Reset)
+            }
             Exit::InternalError { suberror } => {
                 Next::GiveUp(format!("KVM could not emulate an instruction (suberror {suberror})"))
             }
@@ -149,7 +158,7 @@ impl VcpuContext {
         match self.ram.convert(request) {
             Ok(()) => Ok(Next::Run),
             Err(error) => {
-                let reason = format!("its access to {:#x} could not be granted: {error}", fault.gpa);
+                let reason = format!("its access to {:#x} could not be granted: {}", fault.gpa, chain(&error));
                 self.survive(error)?;
                 Ok(Next::GiveUp(reason))
             }
@@ -161,7 +170,7 @@ impl VcpuContext {
         if error.is_fatal() {
             return Err(error.into());
         }
-        tracing::warn!("vCPU {}: {error}", self.id);
+        tracing::debug!("vCPU {}: {}", self.id, chain(&error));
         Ok(())
     }
 }

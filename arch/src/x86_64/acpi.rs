@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn every_number_of_processors_fits_or_is_an_error() {
+    fn the_most_processors_fit() {
         assert!(build(u8::MAX).is_ok());
     }
 }

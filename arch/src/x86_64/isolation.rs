@@ -43,7 +43,7 @@ impl Isolation {
     /// What the host must have for it.
     pub fn requirements(self) -> &'static [Capability] {
         match self {
-            Self::None => &[Capability::VmType(VmType::Default), Capability::UserSpaceMsr, Capability::MsrFilter],
+            Self::None => &[Capability::VmType(VmType::Default)],
             Self::Software => &[
                 Capability::AmdProcessor,
                 Capability::VmType(VmType::SwProtected),
@@ -63,9 +63,11 @@ impl Isolation {
         self.requirements().iter().copied().filter(|capability| !caps.has(*capability)).collect()
     }
 
-    /// The strongest isolation with unmappable RAM that this host offers.
-    pub fn strongest(caps: &MemoryCaps) -> Option<Self> {
-        Self::ALL.into_iter().rev().find(|isolation| isolation.is_unmappable() && isolation.missing(caps).is_empty())
+    /// The strongest isolation with unmappable RAM that this host offers, or if it offers none, the one that it lacks
+    /// least for.
+    pub fn strongest(caps: &MemoryCaps) -> Self {
+        let unmappable = Self::ALL.into_iter().rev().filter(|isolation| isolation.is_unmappable());
+        unmappable.min_by_key(|isolation| isolation.missing(caps).len()).unwrap_or(Self::Software)
     }
 }
 

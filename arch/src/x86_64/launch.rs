@@ -51,6 +51,12 @@ pub struct Launch<'a> {
 /// Why a guest can't be launched.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
+    /// The kernel wants the memory that the machine's tables lie in.
+    #[error("the kernel starts at {start:#x}, and nothing below {ACPI_END:#x} is free for it: link it higher")]
+    KernelTooLow {
+        /// First address that the kernel needs.
+        start: u64,
+    },
     /// The kernel and the RAM don't fit.
     #[error(
         "the kernel needs {start:#x}-{end:#x}, and RAM is {low_ram_end:#x} bytes there: give the guest at least {} MiB",
@@ -109,11 +115,10 @@ pub fn plan<'a>(
     let initramfs_gpa = place_initramfs(layout, kernel, &header, initramfs.len() as u64)?;
     let mark = layout.c_bit().map_or(0, |bit| 1 << bit);
 
-    let initramfs_at = if initramfs.is_empty() { 0 } else { initramfs_gpa };
     let params = boot_params::build(
         header,
         layout,
-        (initramfs_at, initramfs.len() as u64),
+        (initramfs_gpa, initramfs.len() as u64),
         command_line.len() as u64,
         acpi::RSDP,
     );
@@ -208,8 +213,14 @@ fn place_initramfs(
     let low_ram_end = layout.low_ram_end();
     let start = kernel.segments().map(|segment| segment.gpa).min().unwrap_or(0);
     let end = kernel.end();
-    if start < ACPI_END || end > low_ram_end {
+    if start < ACPI_END {
+        return Err(LaunchError::KernelTooLow { start });
+    }
+    if end > low_ram_end {
         return Err(LaunchError::KernelDoesNotFit { start, end, low_ram_end });
+    }
+    if size == 0 {
+        return Ok(0);
     }
     let limit = low_ram_end.min(header.initramfs_max().saturating_add(1)) & !(PAGE_SIZE - 1);
     let gpa = limit.checked_sub(size).map(|gpa| gpa & !(PAGE_SIZE - 1));

@@ -140,7 +140,7 @@ impl MemoryLayout {
         }
         // The C-bit is the highest address bit, so RAM and devices have one bit less.
         let c_bit = (isolation == Isolation::Software).then(|| address_bits.saturating_sub(1).min(MAX_C_BIT));
-        let space = 1u64 << c_bit.unwrap_or(address_bits).clamp(32, 52);
+        let space = 1u64 << c_bit.unwrap_or(address_bits).min(52);
         let limit = space.saturating_sub(HIGH_RAM_START - LOW_RAM_LIMIT);
         if size > limit {
             return Err(LayoutError::TooLarge { size, limit, isolation });

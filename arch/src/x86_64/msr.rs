@@ -1,8 +1,10 @@
 //! MSRs that the VMM sets, filters and answers.
 //!
 //! KVM itself reads and writes the pages whose addresses a guest puts into its paravirtual MSRs, through the shared
-//! backing and without asking for the page's state. A hostile guest could so grow the shared backing of private pages.
-//! Writes of those MSRs therefore leave to the VMM, which checks the address before it lets KVM have it.
+//! backing and without asking for the page's state. A hostile guest could so grow the shared backing of private pages, page
+//! by page and for as long as the MSR stands. Writes of those MSRs therefore leave to the VMM, which checks the address
+//! before it lets KVM have it. KVM writes to guest memory in other places as well, which no filter reaches: see
+//! docs/threat-model.md.
 //!
 //! Sources: AMD's manual volume 2, 15.34.10 (SEV_STATUS); Linux `Documentation/virt/kvm/x86/msr.rst` and
 //! `arch/x86/kvm/x86.c` (`kvm_set_msr_common`).
@@ -37,12 +39,29 @@ pub enum FilteredMsr {
 /// A paravirtual MSR that holds a guest physical address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParavirtualMsr {
+    /// Which of KVM's facilities it belongs to: two MSRs of one facility replace each other's value.
+    pub facility: Facility,
     /// Which bits of the value are the address.
     address: u64,
     /// Whether KVM uses the memory while this bit is set; `None` for a single use at once.
     enable: Option<u64>,
     /// How many bytes it uses.
     size: u64,
+}
+
+/// What KVM uses guest memory for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Facility {
+    /// The time of day at boot, written once for each write of the MSR.
+    WallClock,
+    /// The paravirtual clock.
+    SystemTime,
+    /// Asynchronous page faults.
+    AsyncPageFault,
+    /// Time that the host took.
+    StealTime,
+    /// The end of an interrupt.
+    EndOfInterrupt,
 }
 
 /// Bytes of guest memory that KVM uses.
@@ -65,15 +84,20 @@ impl ParavirtualMsr {
 }
 
 /// Wall clock: 12 bytes at any address, written at once.
-const WALL_CLOCK: ParavirtualMsr = ParavirtualMsr { address: !0, enable: None, size: 12 };
+const WALL_CLOCK: ParavirtualMsr =
+    ParavirtualMsr { facility: Facility::WallClock, address: !0, enable: None, size: 12 };
 /// System time (kvmclock): 32 bytes, on while bit 0 is set.
-const SYSTEM_TIME: ParavirtualMsr = ParavirtualMsr { address: !1, enable: Some(1), size: 32 };
+const SYSTEM_TIME: ParavirtualMsr =
+    ParavirtualMsr { facility: Facility::SystemTime, address: !1, enable: Some(1), size: 32 };
 /// Asynchronous page faults: 64 bytes, aligned so.
-const ASYNC_PF: ParavirtualMsr = ParavirtualMsr { address: !0x3f, enable: Some(1), size: 64 };
+const ASYNC_PF: ParavirtualMsr =
+    ParavirtualMsr { facility: Facility::AsyncPageFault, address: !0x3f, enable: Some(1), size: 64 };
 /// Steal time: 64 bytes, aligned so.
-const STEAL_TIME: ParavirtualMsr = ParavirtualMsr { address: !0x3f, enable: Some(1), size: 64 };
+const STEAL_TIME: ParavirtualMsr =
+    ParavirtualMsr { facility: Facility::StealTime, address: !0x3f, enable: Some(1), size: 64 };
 /// End of interrupt: 1 byte, on while bit 0 is set (KVM uses 4-byte alignment).
-const PV_EOI: ParavirtualMsr = ParavirtualMsr { address: !0x3, enable: Some(1), size: 4 };
+const PV_EOI: ParavirtualMsr =
+    ParavirtualMsr { facility: Facility::EndOfInterrupt, address: !0x3, enable: Some(1), size: 4 };
 
 /// MSRs of a guest under this isolation that leave to the VMM.
 ///

@@ -14,9 +14,6 @@ use crate::{Error, Exit, MapGpaRange, MemoryFault, MsrRead, Result, Vcpu, VmType
 /// `KVM_MEMORY_EXIT_FLAG_PRIVATE`: the access was a private one (Linux `include/uapi/linux/kvm.h`).
 const FAULT_PRIVATE: u64 = 1 << 3;
 
-/// Vector of #GP.
-const GENERAL_PROTECTION: u8 = 13;
-
 #[derive(Debug)]
 pub(super) struct KvmVcpu {
     // Drops before the regions that the guest can reach through it.
@@ -107,10 +104,6 @@ impl Vcpu for KvmVcpu {
         })
     }
 
-    fn set_immediate_exit(&mut self, on: bool) {
-        self.fd.set_kvm_immediate_exit(on.into());
-    }
-
     fn set_cpuid(&self, entries: &[CpuidEntry]) -> Result<()> {
         let subject = self.subject("CPUID");
         let cpuid = CpuId::from_entries(entries).map_err(|source| Error::Failed {
@@ -154,15 +147,5 @@ impl Vcpu for KvmVcpu {
         if run.exit_reason == KVM_EXIT_X86_WRMSR {
             run.__bindgen_anon_1.msr.error = 0;
         }
-    }
-
-    fn inject_general_protection(&self) -> Result<()> {
-        let subject = self.subject("a general protection fault");
-        let mut events = self.fd.get_vcpu_events().map_err(Error::failed("prepare", subject.clone()))?;
-        events.exception.injected = 1;
-        events.exception.nr = GENERAL_PROTECTION;
-        events.exception.has_error_code = 1;
-        events.exception.error_code = 0;
-        self.fd.set_vcpu_events(&events).map_err(Error::failed("inject", subject))
     }
 }

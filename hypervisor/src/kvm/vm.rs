@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::probe::KVM_HC_MAP_GPA_RANGE;
 use super::vcpu::KvmVcpu;
 use crate::MsrFilter;
+use crate::backing::Reservation;
 use crate::error::AttributeError;
 use crate::{Error, GpaRange, GuestMemfd, PageState, Region, Result, Vcpu, Vm, VmType};
 
@@ -24,9 +25,16 @@ use crate::{Error, GpaRange, GuestMemfd, PageState, Region, Result, Vcpu, Vm, Vm
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
+/// A region, and the addresses it shows KVM if it has no shared memory.
+#[derive(Debug)]
+pub(super) struct Slotted {
+    _region: Region,
+    _reservation: Option<Reservation>,
+}
+
 /// The regions of a VM by slot. Its vCPUs hold the table, too: as long as any of them can run, the guest can reach
 /// what is behind its regions, even after the VM's own descriptor is closed.
-pub(super) type Regions = Arc<Mutex<HashMap<u32, Region>>>;
+pub(super) type Regions = Arc<Mutex<HashMap<u32, Slotted>>>;
 
 #[derive(Debug)]
 pub(super) struct KvmVm {
@@ -41,7 +49,7 @@ impl KvmVm {
         Self { fd, regions: Regions::default(), vm_type }
     }
 
-    fn regions(&self) -> MutexGuard<'_, HashMap<u32, Region>> {
+    fn regions(&self) -> MutexGuard<'_, HashMap<u32, Slotted>> {
         // Nothing that can panic runs while the table is inconsistent.
         self.regions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -62,7 +70,7 @@ impl KvmVm {
                 memory_size: slot.memory_size,
                 userspace_addr: slot.userspace_addr,
             };
-            // SAFETY: the address, if any, lies in a mapping that the table of regions keeps alive until the slot is
+            // SAFETY: the address lies in a mapping or a reservation that the table of regions keeps alive until the slot is
             // deleted, or until neither the VM nor any of its vCPUs is left to use it; the kernel checks the rest.
             unsafe { self.fd.set_user_memory_region(slot) }
         } else {
@@ -145,9 +153,17 @@ impl Vm for KvmVm {
         }
         let mut raw =
             Slot { slot, guest_phys_addr: region.range.start(), memory_size: region.range.len(), ..Default::default() };
-        if let Some(shared) = &region.shared {
+        let mut reservation = None;
+        match &region.shared {
             // `check` has seen that the offset lies inside the mapping.
-            raw.userspace_addr = shared.backing.mapping().as_ptr() as u64 + shared.offset;
+            Some(shared) => raw.userspace_addr = shared.backing.mapping().as_ptr() as u64 + shared.offset,
+            None => {
+                let failed =
+                    |source| Error::Failed { operation: "reserve addresses for", subject: subject.clone(), source };
+                let reserved = Reservation::new(region.range.len()).map_err(failed)?;
+                raw.userspace_addr = reserved.address();
+                reservation = Some(reserved);
+            }
         }
         if let Some(private) = &region.private {
             raw.flags |= KVM_MEM_GUEST_MEMFD;
@@ -155,7 +171,7 @@ impl Vm for KvmVm {
             raw.guest_memfd_offset = private.offset;
         }
         self.set_slot(raw, subject, "add")?;
-        regions.insert(slot, region.clone());
+        regions.insert(slot, Slotted { _region: region.clone(), _reservation: reservation });
         Ok(())
     }
 

@@ -38,6 +38,10 @@ const TOOLS: [Package; 10] = [
     Package { name: "libelf-dev", gives: Gives::File("/usr/include/gelf.h") },
 ];
 
+/// Parts of the source that the build does not read: a fifth of the files, and 0.6 GB.
+const LEFT_OUT: [&str; 5] =
+    ["*/Documentation/*/*", "*/tools/testing", "*/drivers/gpu/drm/amd/include", "*.dts", "*.dtsi"];
+
 /// The most disk that downloading, unpacking and building take at a time, with some room.
 const SPACE: u64 = 2_400_000_000;
 /// Lines that the build prints: one for each file that it makes.
@@ -146,6 +150,10 @@ fn build(options: &Options, cache: &Cache, lock: &Lock, source: &Source, compile
     fs::copy(tree.join(".config"), entry.join("config")).with_context(context)?;
     fs::write(entry.join("inputs"), format!("{source}\n{compiler}\n")).with_context(context)?;
     let entry = cache.publish(lock, &entry, Path::new("kernel").join(key(source.identity(), compiler)))?;
+
+    let progress = Progress::start("removing the source", 0);
+    drop(work);
+    progress.finish("done");
     Ok(entry.join("bzImage"))
 }
 
@@ -153,13 +161,14 @@ fn unpack(tarball: &Path, tree: &Path, log: &Path) -> Result<()> {
     let mut progress = Progress::start("unpacking the source", 0);
     fs::create_dir(tree).with_context(|| format!("cannot create {}", tree.display()))?;
     let mut tar = Command::new("tar");
-    tar.arg("-xf").arg(tarball).args(["--strip-components=1", "--no-same-owner", "--checkpoint=2000", "-C"]).arg(tree);
+    tar.arg("-xf").arg(tarball).args(LEFT_OUT.map(|path| format!("--exclude={path}")));
+    tar.args(["--strip-components=1", "--no-same-owner", "--checkpoint=2000", "-C"]).arg(tree);
     logged(&mut tar, log, |_| progress.update(0)).with_context(|| format!("cannot unpack {}", tarball.display()))?;
     progress.finish("done");
     Ok(())
 }
 
-/// make, so that the same inputs give the same kernel.
+/// make, so that neither the time nor the user's name get into the kernel.
 fn make(tree: &Path) -> Command {
     let mut command = Command::new("make");
     command.arg("-C").arg(tree).arg("--no-print-directory");

@@ -25,7 +25,7 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // A nested host takes both processors of a small machine, and 6 GiB.
     arguments.test_threads.get_or_insert(1);
-    let tests: [Test; 15] = [
+    let tests: [Test; 16] = [
         ("exit_status_is_the_commands", exit_status_is_the_commands),
         ("streams_arrive_whole_and_apart", streams_arrive_whole_and_apart),
         ("words_environment_and_folder_arrive", words_environment_and_folder_arrive),
@@ -40,6 +40,7 @@ fn main() {
         ("qemu_dies_with_the_lab", qemu_dies_with_the_lab),
         ("death_of_qemu_is_an_error", death_of_qemu_is_an_error),
         ("panic_is_an_error", panic_is_an_error),
+        ("terminal_is_the_users", terminal_is_the_users),
         ("script_comes_from_standard_input", script_comes_from_standard_input),
     ];
     let trial = |(name, test): Test| {
@@ -253,6 +254,19 @@ fn panic_is_an_error() -> Outcome {
     check(output.status.code() == Some(1), "the lab should fail", &output)?;
     check(output.stdout == b"before\n", "what was printed before should arrive", &output)?;
     check(said.contains("ended before the command did") && said.contains("Kernel panic"), "and show why", &output)
+}
+
+fn terminal_is_the_users() -> Outcome {
+    let out = tempfile::tempdir()?;
+    // script(1) runs it on a terminal of its own.
+    let lab = format!("{LAB} sh --time-limit=120 --out {} -t -- sh -c 'tty; stty size; exit 6'", out.path().display());
+    let output = Command::new("script")
+        .args(["--quiet", "--return", "--command", &format!("stty rows 33 cols 77; {lab}"), "/dev/null"])
+        .stdin(Stdio::null())
+        .output()?;
+    check(output.status.code() == Some(6), "the status should be the command's", &output)?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    check(said.contains("/dev/hvc0") && said.contains("33 77"), "there should be a terminal of that size", &output)
 }
 
 fn script_comes_from_standard_input() -> Outcome {

@@ -1,23 +1,40 @@
 //! Conversions: walking the layout's steps, and undoing them.
+//!
+//! A guest chooses how many runs of pages a request falls apart into, so the lock is let go between batches of them, and
+//! a machine that ends cuts the work short.
+
+use std::sync::atomic::Ordering;
 
 use arch::x86_64::memory_layout::{RamRange, Step};
+use arch::x86_64::msr::Facility;
 use arch::x86_64::request::{ConversionKind, ConversionRequest};
 use hypervisor::{GpaRange, PAGE_SIZE, PageState};
 
 use super::{GuestRam, Record, pages_of};
 
+/// How many runs of pages are converted in one turn at the lock.
+const RUNS_PER_BATCH: usize = 256;
+
+/// How far a conversion has come.
+struct Progress {
+    /// The first page that has not been looked at.
+    first: u64,
+    /// Whether any page changed.
+    changed: bool,
+}
+
 /// Why a conversion was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConversionError {
     /// The hypervisor is using a page of the range for the guest.
-    #[error("{range} holds memory that the guest gave to the hypervisor by MSR {msr:#x} of vCPU {vcpu}")]
+    #[error("{range} holds memory that the hypervisor uses for vCPU {vcpu} ({facility:?})")]
     Lent {
         /// The range.
         range: GpaRange,
         /// The vCPU.
         vcpu: u8,
-        /// The MSR.
-        msr: u32,
+        /// What for.
+        facility: Facility,
     },
     /// A step failed; all that was done to its pages is undone.
     #[error("cannot convert {range} to {to}")]
@@ -39,8 +56,8 @@ pub enum ConversionError {
         #[source]
         source: hypervisor::Error,
     },
-    /// An earlier conversion left the machine inconsistent.
-    #[error("an earlier conversion failed half-way, and the guest can't go on")]
+    /// An earlier conversion left the machine inconsistent, or the machine is ending.
+    #[error("the machine is ending, or an earlier conversion failed half-way")]
     Stopped,
 }
 
@@ -58,42 +75,62 @@ impl GuestRam {
     /// The first part that could not be converted. Parts before it are converted, parts behind it are not; on each of
     /// them the map, the attributes and the backings agree.
     pub fn convert(&self, request: ConversionRequest) -> Result<(), ConversionError> {
-        let mut record = self.record();
-        let result = self.convert_locked(&mut record, request);
-        match &result {
-            Ok(false) => {}
-            Ok(true) => match request.kind {
+        let mut changed = false;
+        for (ram, part) in self.layout().split(request.range) {
+            let mut first = ram.backing_offset(part.start()) / PAGE_SIZE;
+            let end = first + part.pages();
+            while first < end {
+                let mut record = self.record();
+                match self.convert_batch(&mut record, request, ram, first, end) {
+                    Ok(next) => {
+                        changed |= next.changed;
+                        first = next.first;
+                    }
+                    Err(error) => {
+                        record.failed += 1;
+                        record.inconsistent |= matches!(error, ConversionError::Inconsistent { .. });
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        if changed {
+            let mut record = self.record();
+            match request.kind {
                 ConversionKind::Explicit => record.explicit += 1,
                 ConversionKind::Implicit => record.implicit += 1,
                 ConversionKind::Host => record.host += 1,
-            },
-            Err(error) => {
-                record.failed += 1;
-                record.inconsistent |= error.is_fatal();
             }
         }
-        result.map(|_| ())
+        Ok(())
     }
 
-    /// Returns whether anything changed.
-    fn convert_locked(&self, record: &mut Record, request: ConversionRequest) -> Result<bool, ConversionError> {
-        if record.inconsistent {
+    /// Converts the next runs among the pages `first..end` of the backings, as many as fit into one turn at the lock.
+    fn convert_batch(
+        &self,
+        record: &mut Record,
+        request: ConversionRequest,
+        ram: &RamRange,
+        first: u64,
+        end: u64,
+    ) -> Result<Progress, ConversionError> {
+        if record.inconsistent || self.ending.load(Ordering::Acquire) {
             return Err(ConversionError::Stopped);
         }
         if request.to == PageState::Private {
             refuse_lent(record, request.range)?;
         }
-        let mut changed = false;
-        for (ram, part) in self.layout().split(request.range) {
-            let first = ram.backing_offset(part.start()) / PAGE_SIZE;
-            let runs: Vec<_> = record.map.runs(first, first + part.pages(), request.to.other()).collect();
-            for (first, end) in runs {
-                self.convert_run(ram, first, end, request.to)?;
-                record.map.set(first, end, request.to);
-                changed = true;
-            }
+        let mut progress = Progress { first, changed: false };
+        for _ in 0..RUNS_PER_BATCH {
+            let Some((run, run_end)) = record.map.runs(progress.first, end, request.to.other()).next() else {
+                progress.first = end;
+                break;
+            };
+            self.convert_run(ram, run, run_end, request.to)?;
+            record.map.set(run, run_end, request.to);
+            progress = Progress { first: run_end, changed: true };
         }
-        Ok(changed)
+        Ok(progress)
     }
 
     /// Converts the pages `first..end` of the backings, all of which lie in `ram` and have the other state.
@@ -108,7 +145,12 @@ impl GuestRam {
         let steps = ram.conversion(range, to).map_err(|source| out_of_range(source, range))?;
         for (done, step) in steps.iter().enumerate() {
             if let Err(source) = self.perform(step) {
-                self.undo(range, &steps[..done])?;
+                // A step that says "again" has done a part of its work.
+                let partly = matches!(
+                    source,
+                    hypervisor::Error::Attribute { source: hypervisor::AttributeError::Again { .. }, .. }
+                );
+                self.undo(range, &steps[..done + usize::from(partly)])?;
                 return Err(ConversionError::Failed { range, to, source });
             }
         }
@@ -139,10 +181,9 @@ impl GuestRam {
 
 /// Refuses to make pages private that KVM writes to: it would go on writing to their shared backing.
 fn refuse_lent(record: &Record, range: GpaRange) -> Result<(), ConversionError> {
-    let lent =
-        |(_, memory): &&((u8, u32), _)| pages_of(*memory).is_some_and(|pages| pages.intersection(range).is_some());
-    match record.paravirtual.iter().find(lent) {
-        Some(((vcpu, msr), _)) => Err(ConversionError::Lent { range, vcpu: *vcpu, msr: *msr }),
+    let lent = |memory| pages_of(memory).is_some_and(|pages| pages.intersection(range).is_some());
+    match record.paravirtual.iter().find(|(_, memory)| lent(*memory)) {
+        Some(((vcpu, facility), _)) => Err(ConversionError::Lent { range, vcpu: *vcpu, facility: *facility }),
         None => Ok(()),
     }
 }

@@ -1,7 +1,9 @@
 //! `umbra check`: what this host can do, and what each isolation lacks here.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use arch::x86_64::Isolation;
 use hypervisor::kvm::KvmHypervisor;
 use hypervisor::{Capability, Hypervisor, MemoryCaps, VmType};
@@ -81,31 +83,31 @@ impl Report {
         }
     }
 
-    fn print(&self) {
-        println!("This host's KVM:");
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "This host's KVM:")?;
         for capability in &self.capabilities {
-            println!("  {} {}", if capability.present { "yes" } else { "no " }, capability.name);
+            writeln!(out, "  {} {}", if capability.present { "yes" } else { "no " }, capability.name)?;
         }
-        println!("\nIsolations:");
+        writeln!(out, "\nIsolations:")?;
         for isolation in &self.isolations {
             let memory = if isolation.unmappable { "unmappable" } else { "ordinary" };
             let verdict = if isolation.available { "works here" } else { "does not work here; it lacks" };
-            println!("  {:<9} ({memory} memory) {verdict}", isolation.name);
+            writeln!(out, "  {:<9} ({memory} memory) {verdict}", isolation.name)?;
             for missing in &isolation.missing {
-                println!("      {}: {}", missing.name, missing.remedy);
+                writeln!(out, "      {}: {}", missing.name, missing.remedy)?;
             }
         }
+        Ok(())
     }
 }
 
 pub fn check(args: &Args) -> anyhow::Result<ExitCode> {
     let hypervisor = KvmHypervisor::open()?;
     let report = Report::new(hypervisor.caps());
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        report.print();
-    }
-    let unmappable = Isolation::strongest(hypervisor.caps()).is_some();
+    let mut out = io::stdout().lock();
+    let written =
+        if args.json { writeln!(out, "{}", serde_json::to_string_pretty(&report)?) } else { report.write(&mut out) };
+    written.context("cannot write the report to standard output")?;
+    let unmappable = report.isolations.iter().any(|isolation| isolation.unmappable && isolation.available);
     Ok(if unmappable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -84,7 +84,7 @@ pub fn serial(text: &str) -> Result<SerialConfig, String> {
 /// What `--platform` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Platform {
-    /// The isolation; `None` for the strongest that the host offers.
+    /// The isolation; `None` for auto.
     pub isolation: Option<Isolation>,
 }
 
@@ -100,18 +100,12 @@ pub fn platform(text: &str) -> Result<Platform, String> {
     Ok(platform)
 }
 
-/// Where events go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EventTarget {
-    /// A file.
-    Path(PathBuf),
-}
-
 /// `--event-monitor path=PATH`
-pub fn event_monitor(text: &str) -> Result<EventTarget, String> {
-    match pairs(text, &["path"])?[..] {
-        [(_, path)] if !path.is_empty() => Ok(EventTarget::Path(path.into())),
-        _ => Err("the path is empty".into()),
+pub fn event_monitor(text: &str) -> Result<PathBuf, String> {
+    // The only key there is, so that a path may hold commas.
+    match text.split_once('=') {
+        Some(("path", path)) if !path.is_empty() => Ok(path.into()),
+        _ => Err(format!("{text:?} is not of the form path=PATH")),
     }
 }
 

@@ -10,11 +10,12 @@ use hypervisor::kvm::KvmHypervisor;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use vmm::config::{MemoryConfig, SerialConfig, VmConfig};
+use vmm::console::Output;
 use vmm::events::EventMonitor;
 use vmm::machine::MachineHandle;
 use vmm::{Machine, Stop};
 
-use crate::options::{self, Cpus, EventTarget, Platform};
+use crate::options::{self, Cpus, Platform};
 
 /// Boot a Linux kernel and run it until it powers off.
 #[derive(clap::Args)]
@@ -44,7 +45,7 @@ pub struct Args {
     /// Where the serial console goes.
     #[arg(long, value_name = "tty|file=PATH|null", default_value = "tty", value_parser = options::serial)]
     serial: SerialConfig,
-    /// What makes memory unmappable; auto is the strongest that this host offers, none with unmappable=off.
+    /// What makes memory unmappable; auto is the strongest that this host offers with unmappable=on, and none without.
     #[arg(
         long,
         value_name = "isolation=auto|none|software",
@@ -54,7 +55,7 @@ pub struct Args {
     platform: Platform,
     /// Write what happens to the machine as JSON objects, in Cloud Hypervisor's format.
     #[arg(long, value_name = "path=PATH", value_parser = options::event_monitor)]
-    event_monitor: Option<EventTarget>,
+    event_monitor: Option<PathBuf>,
 }
 
 /// The machine that runs at the moment, for the thread that handles signals.
@@ -71,22 +72,30 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         isolation: args.platform.isolation,
         serial: args.serial.clone(),
     };
+    // Caught from here on, acted upon once there is a machine.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context("cannot handle signals")?;
     let hypervisor = KvmHypervisor::open()?;
-    let mut machine = Machine::build(&hypervisor, &config)?;
+    let output = Output::new(config.serial.clone());
+    let mut machine = Machine::build(&hypervisor, &config, &output)?;
     let events = match &args.event_monitor {
-        Some(EventTarget::Path(path)) => {
+        Some(path) => {
             Some(File::create(path).with_context(|| format!("cannot create event monitor {}", path.display()))?)
         }
         None => None,
     };
     let events = Arc::new(EventMonitor::new(events));
     let current = Current::default();
-    handle_signals(&current, &events)?;
+    handle_signals(signals, &current, &events)?;
     loop {
         tracing::info!("running with isolation={}", machine.isolation());
         let stop = machine.run(&events, |handle| current.set(handle))?;
+        // The handle holds the old guest's memory.
+        current.clear();
         match stop {
-            Stop::Reset if !current.is_ending() => machine = Machine::build(&hypervisor, &config)?,
+            Stop::Reset if !current.is_ending() => {
+                tracing::info!("the guest reset the machine: booting it anew");
+                machine = Machine::build(&hypervisor, &config, &output)?;
+            }
             _ => return Ok(ExitCode::SUCCESS),
         }
     }
@@ -100,6 +109,10 @@ impl Current {
             handle.stop();
         }
         state.0 = Some(handle);
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = None;
     }
 
     fn end(&self) {
@@ -119,8 +132,7 @@ impl Current {
     }
 }
 
-fn handle_signals(current: &Current, events: &Arc<EventMonitor>) -> anyhow::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context("cannot handle signals")?;
+fn handle_signals(mut signals: Signals, current: &Current, events: &Arc<EventMonitor>) -> anyhow::Result<()> {
     let (current, events) = (current.clone(), events.clone());
     let body = move || {
         for signal in signals.forever() {

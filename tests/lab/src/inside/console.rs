@@ -1,7 +1,7 @@
 //! Follows what a child writes: a guest's serial console, or a program's standard error.
 //!
 //! A thread reads it to its end, so that the writer never waits, keeps the last lines for error messages, and sends the
-//! guest's [`markers`](super::markers) on with the time at which each arrived.
+//! guest's [`markers`] on with the time at which each arrived.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};

@@ -73,9 +73,7 @@ impl Configuration<'_> {
         // A kernel that fails ends QEMU at once, so the lab notices.
         // Linux refines its measure of the emulated TSC by more than the 250 ppm that KVM tolerates; a guest started after
         // that would have no working TSC deadline timer.
-        command
-            .arg("-append")
-            .arg(format!("console=ttyS0 oops=panic panic=-1 kvm.tsc_tolerance_ppm=100000{quiet}"));
+        command.arg("-append").arg(format!("console=ttyS0 oops=panic panic=-1 kvm.tsc_tolerance_ppm=100000{quiet}"));
         command.arg("-serial").arg(option("file:", self.console));
         for Share { tag, folder, writable } in self.shares {
             let access = if *writable { "" } else { ",readonly=on" };

@@ -89,15 +89,10 @@ pub fn complaint(text: &str) -> String {
     if let Some(line) = text.lines().find(|line| UNREACHABLE.iter().any(|sign| line.contains(sign))) {
         return format!("the package server cannot be reached; check the network ({})", strip(line));
     }
-    match text
-        .lines()
-        .rev()
-        .find(|line| line.starts_with("E: "))
-        .or_else(|| text.lines().rev().find(|line| !line.trim().is_empty()))
-    {
-        Some(line) => strip(line).to_owned(),
-        None => "it gave no reason".to_owned(),
-    }
+    let not_there = || text.lines().find(|line| line.contains(NOT_THERE));
+    let last_error = || text.lines().rev().find(|line| line.starts_with("E: "));
+    let last_line = || text.lines().rev().find(|line| !line.trim().is_empty());
+    not_there().or_else(last_error).or_else(last_line).map_or("it gave no reason", strip).to_owned()
 }
 
 fn strip(line: &str) -> &str {
