@@ -26,6 +26,9 @@ pub enum Unavailable {
     /// This kernel is known to get it wrong.
     #[error("a bug of this kernel: {0}")]
     KernelBug(&'static str),
+    /// Something else is not as it must be.
+    #[error("this test needs {0}")]
+    Needs(String),
 }
 
 /// Refuses a host that lacks anything in `needed`.

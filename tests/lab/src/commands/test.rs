@@ -142,9 +142,11 @@ fn run_program(program: &Artifact, umbra: &Path, args: &Args, options: &Options,
     Ok(tally)
 }
 
-/// Runs the program in "$1" with the arguments after it, copies its output to the file in "$0", and ends as it did.
-const SHOW_AND_RECORD: &str =
-    r#"rm -f "$0.status"; { "$@"; echo $? >"$0.status"; } | tee "$0"; exit "$(cat "$0.status")""#;
+/// Runs "$1" with the arguments after it in its package's folder, as cargo does, copies its output to the file "$0", and
+/// ends as it did.
+const SHOW_AND_RECORD: &str = r#"cd "$CARGO_MANIFEST_DIR" && rm -f "$0.status"
+{ "$@"; echo $? >"$0.status"; } | tee "$0"
+exit "$(cat "$0.status")""#;
 
 /// Builds with cargo and returns the programs that came of it.
 fn build(cargo: &mut Command) -> Result<Vec<Artifact>> {

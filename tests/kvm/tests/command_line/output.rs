@@ -1,0 +1,60 @@
+//! Places to write to.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use kvm_tests::requirement::require_caps;
+use kvm_tests::umbra::process::Running;
+use rustix::process::Signal;
+
+use crate::{LIMIT, Test, Umbra};
+
+pub const TESTS: &[Test] = &[
+    ("a_serial_file_that_cannot_be_written_is_named", unwritable_serial),
+    ("an_event_monitor_that_cannot_be_written_is_named", unwritable_events),
+    ("the_console_goes_to_a_file_and_a_signal_ends_the_machine", serial_file),
+];
+
+fn unwritable_serial() -> anyhow::Result<()> {
+    require_caps(&[])?;
+    let umbra = Umbra::new()?;
+    let places = [(umbra.path("missing/serial"), "No such file"), (umbra.folder.path().into(), "Is a directory")];
+    for (path, reason) in places {
+        let name = path.display().to_string();
+        let serial = format!("file={name}");
+        umbra.rejects(&mut umbra.run(&["--serial", &serial]), 1, &["serial", &name, reason])?;
+    }
+    Ok(())
+}
+
+fn unwritable_events() -> anyhow::Result<()> {
+    require_caps(&[])?;
+    let umbra = Umbra::new()?;
+    let path = umbra.path("missing/events").display().to_string();
+    let mut command =
+        umbra.command(&["run", "--serial", "null", "--event-monitor", &format!("path={path}"), "--kernel"]);
+    command.arg(&umbra.kernel);
+    umbra.rejects(&mut command, 1, &["event monitor", &path, "No such file"])
+}
+
+fn serial_file() -> anyhow::Result<()> {
+    require_caps(&[])?;
+    let umbra = Umbra::new()?;
+    let deadline = Instant::now() + LIMIT;
+    let mut running = Running::start(&mut umbra.run(&["--memory", "size=64M"]))?;
+    let serial = umbra.path("serial");
+    // The guest says that it is up, and then waits for a task.
+    while !std::fs::read_to_string(&serial).is_ok_and(|text| text.starts_with("up ") && text.ends_with('\n')) {
+        ensure!(Instant::now() < deadline, "the guest says nothing: {}", running.stderr());
+        ensure!(running.try_wait()?.is_none(), "umbra ended: {}", running.stderr());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.signal(Signal::TERM)?;
+    let status = running.wait_before(deadline)?;
+    ensure!(status.code() == Some(0), "umbra ended with {status}: {}", running.stderr());
+    let stdout = running.take_stdout_lines().context("there is no output")?.rest_before(deadline);
+    ensure!(stdout.is_empty() && running.stderr().is_empty(), "umbra said {stdout:?}, {:?}", running.stderr());
+    let events = std::fs::read_to_string(umbra.path("events"))?;
+    ensure!(events.contains("\"booted\"") && events.contains("\"shutdown\""), "the events are {events}");
+    Ok(())
+}
