@@ -95,7 +95,8 @@ impl Write for Patient {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Err(io::Error::other("the machine has ended"))
+        // Nobody waits for what a machine that has ended still says.
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

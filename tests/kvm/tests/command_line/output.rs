@@ -1,17 +1,19 @@
 //! Places to write to.
 
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use kvm_tests::requirement::require_caps;
 use kvm_tests::umbra::process::Running;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::{LIMIT, Test, Umbra};
 
 pub const TESTS: &[Test] = &[
     ("a_serial_file_that_cannot_be_written_is_named", unwritable_serial),
     ("an_event_monitor_that_cannot_be_written_is_named", unwritable_events),
+    ("an_output_that_nobody_reads_holds_up_no_end", blocked_output),
     ("the_console_goes_to_a_file_and_a_signal_ends_the_machine", serial_file),
 ];
 
@@ -35,6 +37,42 @@ fn unwritable_events() -> anyhow::Result<()> {
         umbra.command(&["run", "--serial", "null", "--event-monitor", &format!("path={path}"), "--kernel"]);
     command.arg(&umbra.kernel);
     umbra.rejects(&mut command, 1, &["event monitor", &path, "No such file"])
+}
+
+/// A pipe that is full already: the guest's first word to its console waits.
+fn blocked_output() -> anyhow::Result<()> {
+    require_caps(&[])?;
+    let umbra = Umbra::new()?;
+    let (reader, writer) = rustix::pipe::pipe()?;
+    rustix::io::ioctl_fionbio(&writer, true)?;
+    while rustix::io::write(&writer, &[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false)?;
+    let events = umbra.path("events").display().to_string();
+    let mut command = Command::new(&umbra.program);
+    command.args(["run", "--memory", "size=64M", "--event-monitor", &format!("path={events}"), "--kernel"]);
+    let mut child = command.arg(&umbra.kernel).stdin(Stdio::null()).stdout(writer).spawn()?;
+    let deadline = Instant::now() + LIMIT;
+    while !std::fs::read_to_string(&events).is_ok_and(|text| text.contains("\"booted\"")) {
+        ensure!(Instant::now() < deadline && child.try_wait()?.is_none(), "umbra does not start");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Time to run into the pipe.
+    std::thread::sleep(Duration::from_millis(500));
+    rustix::process::kill_process(Pid::from_child(&child), Signal::TERM)?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            anyhow::bail!("umbra hangs at its output");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    ensure!(status.code() == Some(0), "umbra ended with {status}");
+    drop(reader);
+    Ok(())
 }
 
 fn serial_file() -> anyhow::Result<()> {

@@ -14,6 +14,7 @@ pub const TESTS: &[Test] = &[
     ("kvm_gets_no_memory_by_an_msr_where_not_all_of_it_is_shared_ram", odd_places),
     ("a_clock_runs_in_a_shared_page_which_stays_shared_for_as_long", clock),
     ("a_clock_that_moves_frees_the_page_where_it_was", moving_clock),
+    ("a_value_that_kvm_refuses_frees_no_page_that_it_uses", refused_value),
     ("the_wall_clock_is_written_once_and_holds_no_page", wall_clock),
     ("sev_status_says_sev_and_takes_no_write", sev_status),
 ];
@@ -133,6 +134,26 @@ fn read_clock(guest: &mut HostileGuest, gpa: u64) -> anyhow::Result<u32> {
     ensure!(version != 0 && version.is_multiple_of(2), "the clock has version {version}");
     ensure!(system_time != 0 && scale != 0, "the clock says {system_time} ns, with a scale of {scale}");
     Ok(version)
+}
+
+fn refused_value() -> anyhow::Result<()> {
+    /// KVM takes no value with it set (Linux `arch/x86/include/uapi/asm/kvm_para.h`).
+    const RESERVED: u64 = 1 << 1;
+    let mut guest = HostileGuest::boot()?;
+    let (used, other) = (pages(32 * MIB, 1)?, pages(40 * MIB, 1)?);
+    for (msr, name) in [(STEAL_TIME, "steal time"), (END_OF_INTERRUPT, "end of interrupt")] {
+        guest.converts(used, Shared)?;
+        guest.converts(other, Shared)?;
+        guest.writes_msr(msr, used.start() | ON).context(name)?;
+        for refused in [RESERVED, other.start() | ON | RESERVED] {
+            guest.may_not_write_msr(msr, refused).context(name)?;
+            guest.may_not_convert(used, Private).context(name)?;
+        }
+        guest.converts(other, Private)?;
+        guest.writes_msr(msr, 0).context(name)?;
+        guest.converts(used, Private)?;
+    }
+    finish(guest)
 }
 
 fn moving_clock() -> anyhow::Result<()> {
