@@ -70,11 +70,13 @@ impl Configuration<'_> {
         command.arg("-m").arg(self.memory_mib.to_string());
         command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
         let quiet = if self.verbose { "" } else { " quiet" };
-        // A kernel that fails ends QEMU at once, so the lab notices. On a busy machine, the timer that the kernel would
-        // check at its start can be too late for the check.
+        // A kernel that fails ends QEMU at once, so the lab notices. On a busy machine, the timer interrupt that it would
+        // check for at its start can come too late for the check.
         // Linux refines its measure of the emulated TSC by more than the 250 ppm that KVM tolerates; a guest started after
         // that would have no working TSC deadline timer.
-        command.arg("-append").arg(format!("console=ttyS0 oops=panic panic=-1 kvm.tsc_tolerance_ppm=100000{quiet}"));
+        command
+            .arg("-append")
+            .arg(format!("console=ttyS0 oops=panic panic=-1 no_timer_check kvm.tsc_tolerance_ppm=100000{quiet}"));
         command.arg("-serial").arg(option("file:", self.console));
         for Share { tag, folder, writable } in self.shares {
             let access = if *writable { "" } else { ",readonly=on" };
