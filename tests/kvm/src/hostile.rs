@@ -33,8 +33,9 @@ use task::{Fault, Reply, Task};
 
 pub use image::{vmlinux, vmlinux_for};
 
-/// How long a guest may live, from the start of `umbra` to its end. Most need less than two seconds.
-const LIFE: Duration = Duration::from_secs(60);
+/// How long a guest may live, from the start of `umbra` to its end. Most need less than two seconds, unless
+/// much else runs.
+const LIFE: Duration = Duration::from_secs(120);
 
 /// Vector of a general protection fault.
 const GENERAL_PROTECTION: u64 = 13;

@@ -10,7 +10,7 @@ use crate::{MIB, OPEN, SECRET, Test, finish};
 
 pub const TESTS: &[Test] = &[
     ("converting_all_memory_back_and_forth_costs_no_more_than_ram", back_and_forth),
-    ("touching_all_memory_through_the_shared_alias_costs_no_more_than_ram", touches),
+    ("touching_memory_through_either_alias_costs_no_more_than_ram", touches),
 ];
 
 const RAM: u64 = 80 * MIB;
@@ -51,8 +51,10 @@ fn touches() -> anyhow::Result<()> {
     let mut guest = HostileGuest::boot_with(&Boot { memory: MEMORY, cgroup: Some(&cgroup), ..Boot::default() })?;
     let window = window()?;
     guest.touches(Private, window, SECRET)?;
-    guest.touches(Shared, window, OPEN)?;
-    costs(&cgroup, "all of it touched through either alias", window.len()..=RAM)?;
+    // Held twice, these pages would be far more than the rest of RAM.
+    let part = GpaRange::new(window.start(), 24 * MIB)?;
+    guest.touches(Shared, part, OPEN)?;
+    costs(&cgroup, "some of it touched through either alias", window.len()..=RAM)?;
     finish(guest)
 }
 
