@@ -107,7 +107,11 @@ fn run_inside(args: &Args, options: &Options, machine: &Machine) -> Result<Tally
     let mut tally = Tally::default();
     for program in programs {
         println!("\nlab: tests on real KVM: {}", program.name);
-        tally = tally + run_program(&program, &umbra.path, args, options, machine)?;
+        tally = tally
+            + run_program(&program, &umbra.path, args, options, machine).unwrap_or_else(|error| {
+                eprintln!("lab: {error:#}\nlab: {} did not run to its end: this counts as a failed test", program.name);
+                Tally { failed: 1, ..Tally::default() }
+            });
     }
     Ok(tally)
 }
