@@ -38,6 +38,7 @@ enum Next {
         value: u64,
     },
     GiveUp(String),
+    TripleFault,
 }
 
 /// Runs a vCPU until the machine stops. `None` if it was told to.
@@ -52,6 +53,16 @@ pub(crate) fn run(mut vcpu: Box<dyn Vcpu>, mut context: VcpuContext) -> Result<O
                 if paravirtual::write(&*vcpu, context.id, &context.ram, index, value) == MsrAnswer::Accept {
                     vcpu.accept_msr_write();
                 }
+            }
+            Next::TripleFault => {
+                // A processor that shut down by itself has lost its registers: KVM has reset it.
+                let (rip, rsp) = vcpu.registers().map_or((0, 0), |registers| (registers.rip, registers.rsp));
+                let cr2 = vcpu.special_registers().map_or(0, |registers| registers.cr2);
+                let id = context.id;
+                tracing::warn!(
+                    "vCPU {id}: the guest crashed (triple fault; rip {rip:#x}, rsp {rsp:#x}, cr2 {cr2:#x}): resetting it"
+                );
+                return Ok(Some(Stop::Reset));
             }
             Next::GiveUp(reason) => {
                 let rip = vcpu.registers().map_or(0, |registers| registers.rip);
@@ -104,10 +115,7 @@ impl VcpuContext {
             Exit::Halt => Next::GiveUp("it halted, with no interrupt controller to wake it".into()),
             Exit::Shutdown if self.launching => Next::GiveUp("it crashed before it reached the kernel".into()),
             // A triple fault resets a PC.
-            Exit::Shutdown => {
-                tracing::warn!("vCPU {}: the guest crashed (triple fault): resetting it", self.id);
-                Next::Stop(Stop::Reset)
-            }
+            Exit::Shutdown => Next::TripleFault,
             Exit::InternalError { suberror } => {
                 Next::GiveUp(format!("KVM could not emulate an instruction (suberror {suberror})"))
             }

@@ -157,7 +157,9 @@ impl HostileGuest {
         let step = || format!("the guest was told: {task:?}");
         self.input.write_all(&task.encode()).with_context(step)?;
         let line = self.next_line().with_context(step)?;
-        Reply::parse(&line).with_context(step)
+        let reply = Reply::parse(&line).with_context(step);
+        // An answer that is none often means that the guest was reset: umbra says why.
+        reply.with_context(|| format!("umbra's standard error: {:?}", self.umbra.stderr()))
     }
 
     /// Does a task that must not fault.
