@@ -10,7 +10,7 @@ pub mod map;
 pub mod memory_layout;
 pub mod msr;
 mod paging;
-pub mod request;
+pub mod private_faults;
 
 pub use isolation::Isolation;
 pub use memory_layout::MemoryLayout;

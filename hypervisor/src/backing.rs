@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::io::Errno;
 use rustix::mm::Advice;
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -55,6 +56,12 @@ impl SharedMemory {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.mapping.size() as u64
+    }
+
+    /// Size in bytes of the pages in which the host holds it, and takes it back whole: what `fstat` gives as the preferred
+    /// block size (Linux `mm/shmem.c`, `fs/hugetlbfs/inode.c`). 4096 where there are no huge pages.
+    pub fn huge_page_size(&self) -> u64 {
+        rustix::fs::fstat(&*self.file).map_or(PAGE_SIZE, |stat| (stat.st_blksize as u64).max(PAGE_SIZE))
     }
 
     /// The mapping: volatile access to the bytes, for those who know that they are shared.
@@ -111,18 +118,33 @@ impl Backing {
     /// Gives the memory of `size` bytes at `offset` back to the host.
     ///
     /// # Errors
-    /// What `fallocate(PUNCH_HOLE)` says: unaligned bytes, no memory, interruption by a signal.
+    /// Bytes that are not whole pages; whatever else `fallocate(PUNCH_HOLE)` says.
     pub fn discard(&self, offset: u64, size: u64) -> Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let (name, result) = match self {
-            Self::Shared(memory) => ("shared", rustix::fs::fallocate(&*memory.file, flags, offset, size)),
-            Self::Private(memory) => ("private", rustix::fs::fallocate(&memory.file, flags, offset, size)),
+        let aligned = offset.is_multiple_of(PAGE_SIZE) && size.is_multiple_of(PAGE_SIZE);
+        let result = match self {
+            // A guest_memfd refuses these bytes, while a memfd would zero them.
+            _ if !aligned => Err(Errno::INVAL),
+            _ => rustix::fs::fallocate(self.file(), flags, offset, size),
         };
-        result.map_err(|errno| Error::Failed {
-            operation: "discard",
-            subject: format!("{size:#x} bytes at {offset:#x} of {name} guest memory"),
-            source: errno.into(),
-        })
+        result.map_err(|errno| self.discard_failed(offset, size, errno.into()))
+    }
+
+    pub(crate) fn discard_failed(&self, offset: u64, size: u64, source: io::Error) -> Error {
+        let name = match self {
+            Self::Shared(_) => "shared",
+            Self::Private(_) => "private",
+        };
+        let subject = format!("{size:#x} bytes at {offset:#x} of {name} guest memory");
+        Error::Failed { operation: "discard", subject, source }
+    }
+
+    /// The file behind it.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Shared(memory) => memory.file.as_fd(),
+            Self::Private(memory) => memory.file.as_fd(),
+        }
     }
 }
 

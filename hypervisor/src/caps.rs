@@ -36,7 +36,7 @@ impl VmType {
     }
 
     /// Whether hypercall results reach the guest as they are, and not through a hardware protocol.
-    pub(crate) fn is_plain(self) -> bool {
+    pub fn is_plain(self) -> bool {
         !matches!(self, Self::SevSnp | Self::Tdx)
     }
 }

@@ -4,6 +4,9 @@ use std::io;
 
 use crate::{Capability, GpaRange, PageState, RangeError};
 
+/// The version of KVM's interface that every Linux since 2.6.22 speaks, and that this crate is written for.
+pub(crate) const API_VERSION: i32 = 12;
+
 /// Result of a hypervisor operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -20,6 +23,14 @@ pub enum Error {
         /// The system's reason.
         #[source]
         source: io::Error,
+    },
+    /// The device at `/dev/kvm` is not the KVM that this crate is written for.
+    #[error("{path} speaks version {found} of KVM's interface, expected {API_VERSION}: use a Linux 2.6.22 or later")]
+    ApiVersion {
+        /// The device file.
+        path: String,
+        /// The version it speaks.
+        found: i32,
     },
     /// The host lacks something that the operation needs.
     #[error("this host lacks {capability}: {}", capability.remedy())]
@@ -48,6 +59,15 @@ pub enum Error {
         /// What the kernel says.
         #[source]
         source: AttributeError,
+    },
+    /// Memory could not be populated.
+    #[error("cannot populate {range}")]
+    PreFault {
+        /// The range.
+        range: GpaRange,
+        /// What the kernel says.
+        #[source]
+        source: PreFaultError,
     },
     /// Two numbers that are no range of pages.
     #[error("bad range of guest memory")]
@@ -79,7 +99,8 @@ impl Error {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Open { source, .. } | Self::Failed { source, .. } => source.raw_os_error(),
-            Self::Attribute { source, .. } => Some(source.errno()),
+            Self::Attribute { source, .. } => source.errno(),
+            Self::PreFault { source, .. } => source.errno(),
             _ => None,
         }
     }
@@ -121,13 +142,77 @@ impl AttributeError {
         }
     }
 
-    fn errno(&self) -> i32 {
+    fn errno(&self) -> Option<i32> {
         match self {
-            Self::Again { .. } => libc::EAGAIN,
-            Self::Invalid => libc::EINVAL,
-            Self::NoMemory => libc::ENOMEM,
-            Self::Dead => libc::EIO,
-            Self::Other(source) => source.raw_os_error().unwrap_or(0),
+            Self::Again { .. } => Some(libc::EAGAIN),
+            Self::Invalid => Some(libc::EINVAL),
+            Self::NoMemory => Some(libc::ENOMEM),
+            Self::Dead => Some(libc::EIO),
+            Self::Other(source) => source.raw_os_error(),
+        }
+    }
+}
+
+/// Why not even the first page of a range was populated.
+///
+/// Linux `virt/kvm/kvm_main.c`, `kvm_vcpu_pre_fault_memory`, and `arch/x86/kvm/mmu/mmu.c`.
+#[derive(Debug, thiserror::Error)]
+pub enum PreFaultError {
+    /// A signal came: try again.
+    #[error("interrupted by a signal (EINTR)")]
+    Interrupted,
+    /// The region of the page is being changed: try again.
+    #[error("the page's region is being changed (EAGAIN)")]
+    Again,
+    /// No region holds the page.
+    #[error("no region holds the first page (ENOENT)")]
+    NoRegion,
+    /// The page's backing does not give memory for it: no guest_memfd, no mapping, or none left.
+    #[error("nothing is behind the first page (EFAULT)")]
+    NoBacking,
+    /// This VM can't have memory populated, or not yet: shadow paging, or a confidential guest that is not finalised.
+    #[error("this VM can't have memory populated, or not yet (EOPNOTSUPP)")]
+    Unsupported,
+    /// The range is not one that this VM takes.
+    #[error("this VM does not take that range (EINVAL)")]
+    Invalid,
+    /// The kernel has no memory.
+    #[error("the host's kernel is out of memory (ENOMEM)")]
+    NoMemory,
+    /// The VM is dead.
+    #[error("the VM is dead (EIO)")]
+    Dead,
+    /// Something else.
+    #[error("unexpected error of KVM_PRE_FAULT_MEMORY")]
+    Other(#[source] io::Error),
+}
+
+impl PreFaultError {
+    pub(crate) fn from_errno(errno: i32) -> Self {
+        match errno {
+            libc::EINTR => Self::Interrupted,
+            libc::EAGAIN => Self::Again,
+            libc::ENOENT => Self::NoRegion,
+            libc::EFAULT => Self::NoBacking,
+            libc::EOPNOTSUPP => Self::Unsupported,
+            libc::EINVAL => Self::Invalid,
+            libc::ENOMEM => Self::NoMemory,
+            libc::EIO => Self::Dead,
+            _ => Self::Other(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Interrupted => Some(libc::EINTR),
+            Self::Again => Some(libc::EAGAIN),
+            Self::NoRegion => Some(libc::ENOENT),
+            Self::NoBacking => Some(libc::EFAULT),
+            Self::Unsupported => Some(libc::EOPNOTSUPP),
+            Self::Invalid => Some(libc::EINVAL),
+            Self::NoMemory => Some(libc::ENOMEM),
+            Self::Dead => Some(libc::EIO),
+            Self::Other(source) => source.raw_os_error(),
         }
     }
 }

@@ -5,6 +5,10 @@
 //! dropped, on whatever path, refuses: an MSR access ends in #GP, a conversion request in an error, a read of nothing
 //! in all ones.
 
+use std::io;
+
+use crate::{Error, Result};
+
 /// Why [`crate::Vcpu::run`] came back.
 #[derive(Debug)]
 pub enum Exit<'a> {
@@ -72,6 +76,22 @@ pub enum Exit<'a> {
     Poisoned(MemoryFault),
     /// An exit that nothing here asked for.
     Unexpected(String),
+}
+
+impl Exit<'_> {
+    /// What an error of KVM_RUN on vCPU `id` means, where the kernel gave no exit with it.
+    pub(crate) fn of_error(errno: i32, id: u8) -> Result<Self> {
+        match errno {
+            // EAGAIN: the vCPU has nothing to run yet.
+            libc::EINTR | libc::EAGAIN => Ok(Exit::Interrupted),
+            libc::EFAULT => Ok(Exit::NoBacking),
+            number => Err(Error::Failed {
+                operation: "run",
+                subject: format!("vCPU {id}"),
+                source: io::Error::from_raw_os_error(number),
+            }),
+        }
+    }
 }
 
 /// An access that contradicts the attribute of its page (KVM_EXIT_MEMORY_FAULT).

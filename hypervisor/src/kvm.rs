@@ -3,6 +3,8 @@
 //! Thin: each trait method is one ioctl and a translation. What KVM does beyond its documentation stands at the place
 //! where it matters.
 
+mod injected;
+mod pre_fault;
 mod probe;
 mod vcpu;
 mod vm;
@@ -14,6 +16,8 @@ use std::sync::Arc;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::Kvm;
 
+use self::injected::Injected;
+use crate::error::API_VERSION;
 use crate::x86_64::CpuidEntry;
 use crate::{Capability, Error, Hypervisor, MemoryCaps, Result, Vm, VmType};
 
@@ -25,13 +29,14 @@ const DEVICE: &str = "/dev/kvm";
 pub struct KvmHypervisor {
     kvm: Kvm,
     caps: MemoryCaps,
+    injected: Injected,
 }
 
 impl KvmHypervisor {
     /// Opens `/dev/kvm` and probes what it can do.
     ///
     /// # Errors
-    /// No such device, or no permission for it.
+    /// No such device, no permission for it, or one that is something else.
     pub fn open() -> Result<Self> {
         let path = Path::new(DEVICE);
         let kvm = Kvm::new_with_path(c"/dev/kvm").map_err(|errno| Error::Open {
@@ -45,8 +50,18 @@ impl KvmHypervisor {
             },
             source: io::Error::from(errno),
         })?;
+        let found = kvm.get_api_version();
+        if found != API_VERSION {
+            return Err(Error::ApiVersion { path: path.display().to_string(), found });
+        }
         let caps = probe::probe(&kvm);
-        Ok(Self { kvm, caps })
+        Ok(Self { kvm, caps, injected: Injected::default() })
+    }
+
+    /// The failures ordered for its VMs and vCPUs.
+    #[cfg(feature = "failure-injection")]
+    pub fn faults(&self) -> &crate::faults::Faults {
+        self.injected.faults()
     }
 }
 
@@ -72,6 +87,6 @@ impl Hypervisor for KvmHypervisor {
             .kvm
             .create_vm_with_type(vm_type.number())
             .map_err(Error::failed("create", format!("a VM of type {vm_type}")))?;
-        Ok(Arc::new(vm::KvmVm::new(fd, vm_type)))
+        Ok(Arc::new(vm::KvmVm::new(fd, vm_type, self.injected.clone())))
     }
 }

@@ -1,7 +1,8 @@
 //! Hypervisor abstraction for user-unmappable guest memory.
 //!
 //! Three object-safe traits, [`Hypervisor`], [`Vm`] and [`Vcpu`], say what a VMM needs of a hypervisor whose guests have
-//! private memory: RAM that no process in host user space can map. [`kvm`] implements them on Linux.
+//! private memory: RAM that no process in host user space can map. [`kvm`] implements them on Linux, [`model`] inside this
+//! process, for tests; [`faults`] makes either fail on order.
 //!
 //! How it works: a guest page is *shared* (user-mappable) or *private* (user-unmappable), see [`PageState`]. A
 //! [`Region`] gives a range of guest addresses up to two backings, [`SharedMemory`] and [`GuestMemfd`]; the attribute
@@ -15,13 +16,15 @@ pub mod backing;
 pub mod caps;
 mod error;
 mod exit;
+pub mod faults;
 pub mod kvm;
+pub mod model;
 mod range;
 mod traits;
 
 pub use backing::{Backing, GuestMemfd, Region, SharedMemory, Slice};
 pub use caps::{Capability, MemoryCaps, VmType};
-pub use error::{AttributeError, Error, Result};
+pub use error::{AttributeError, Error, PreFaultError, Result};
 pub use exit::{Exit, MapGpaRange, MapGpaRangeReply, MemoryFault, MsrRead};
 pub use range::{GpaRange, PAGE_SIZE, PageState, RangeError};
 pub use traits::{Hypervisor, MsrFilter, Vcpu, Vm};

@@ -105,4 +105,17 @@ pub trait Vcpu: Send {
     /// Lets the guest go on as if the write that the last exit reported, an [`Exit::MsrWrite`], was done. Does nothing
     /// after any other exit.
     fn accept_msr_write(&mut self);
+
+    /// Gives the guest a general protection fault with error code 0 before its next instruction, which after an
+    /// [`Exit::MemoryFault`] is the one that made the access. If the guest was about to take an exception (the access
+    /// was to its stack, say), it takes the double fault that a processor would give it.
+    fn inject_general_protection(&mut self) -> Result<()>;
+
+    /// Populates what is behind `range`, page by page from its start, private or shared as each page's attribute says,
+    /// as if the guest had touched it. Returns how many bytes from the start are done: at least a page, and not always
+    /// all of it, so call again for the rest.
+    ///
+    /// # Errors
+    /// [`crate::Error::PreFault`]: the first page could not be populated, and nothing is done.
+    fn pre_fault(&self, range: GpaRange) -> Result<u64>;
 }

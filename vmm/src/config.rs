@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use arch::x86_64::Isolation;
 use hypervisor::MemoryCaps;
 
+use crate::memory::conversion::Policy;
 use crate::{Error, Result};
 
 /// A machine.
@@ -21,6 +22,8 @@ pub struct VmConfig {
     /// What makes it unmappable; `None` for the strongest that the host offers if memory is to be unmappable, and for
     /// nothing if not.
     pub isolation: Option<Isolation>,
+    /// What conversions of guest memory may do.
+    pub conversions: Policy,
     /// The serial console.
     pub serial: SerialConfig,
 }
@@ -102,6 +105,7 @@ mod tests {
             command_line: String::new(),
             memory: MemoryConfig { size: 512 << 20, unmappable },
             isolation,
+            conversions: Policy::default(),
             serial: SerialConfig::Null,
         }
     }

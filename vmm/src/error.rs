@@ -10,6 +10,7 @@ use arch::x86_64::memory_layout::LayoutError;
 use hypervisor::Capability;
 
 use crate::memory::ConversionError;
+use crate::memory::conversion::SetupError;
 
 /// Result of building or running a machine.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -69,6 +70,9 @@ pub enum Error {
     /// The hypervisor failed.
     #[error(transparent)]
     Hypervisor(#[from] hypervisor::Error),
+    /// Guest memory could not be set up.
+    #[error("cannot set up guest memory")]
+    Memory(#[from] SetupError),
     /// Guest memory could not be filled.
     #[error("cannot write {size:#x} bytes at {gpa:#x} of guest memory")]
     GuestMemory {

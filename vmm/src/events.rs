@@ -5,11 +5,18 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use crate::error::chain;
+use crate::memory::event::{MemoryEvent, MemoryObserver};
+
+/// The least time between two events of refused accesses: a guest decides how many there are. They are all counted in the
+/// statistics.
+const REFUSAL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where events go, if anywhere.
 pub struct EventMonitor {
@@ -38,6 +45,37 @@ impl EventMonitor {
             tracing::warn!("cannot write an event: {error}");
         }
     }
+}
+
+/// Writes what happens to guest memory to the event monitor.
+pub(crate) fn memory_observer(events: Arc<EventMonitor>) -> Arc<MemoryObserver> {
+    let last_refusal: Mutex<Option<Instant>> = Mutex::new(None);
+    Arc::new(move |event: &MemoryEvent<'_>| match event {
+        MemoryEvent::Waiting { range, waited, owner } => {
+            let properties = json!({
+                "gpa": range.start(), "size": range.len(), "seconds": waited.as_secs(), "device": owner,
+            });
+            events.emit("memory", "conversion-waiting", properties);
+        }
+        MemoryEvent::AccessRefused(access) => {
+            tracing::debug!("{access}");
+            let mut last = last_refusal.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.is_some_and(|last| last.elapsed() < REFUSAL_INTERVAL) {
+                return;
+            }
+            *last = Some(Instant::now());
+            let properties = json!({
+                "gpa": access.gpa, "size": access.size, "page": access.page, "device": &*access.owner,
+                "reason": access.obstacle.to_string(),
+            });
+            events.emit("memory", "access-refused", properties);
+        }
+        MemoryEvent::DiscardFailed { offset, size, side, source } => {
+            let properties =
+                json!({ "offset": offset, "size": size, "side": side.to_string(), "error": chain(source) });
+            events.emit("memory", "discard-failed", properties);
+        }
+    })
 }
 
 #[cfg(test)]

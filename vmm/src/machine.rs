@@ -25,8 +25,8 @@ use crate::config::{SerialConfig, VmConfig};
 use crate::console::{self, Output, RawTerminal};
 use crate::devices::Devices;
 use crate::devices::serial::SerialDevice;
-use crate::events::EventMonitor;
-use crate::memory::{GuestRam, MemoryStatistics};
+use crate::events::{self, EventMonitor};
+use crate::memory::{GuestRam, MemoryStatistics, RamOptions};
 use crate::vcpu::{self, VcpuContext};
 use crate::{Error, Result};
 
@@ -94,7 +94,12 @@ impl Machine {
     ///
     /// # Errors
     /// Bad files or sizes, a host that can't do what was asked for, or a hypervisor that fails.
-    pub fn build(hypervisor: &dyn Hypervisor, config: &VmConfig, output: &Output) -> Result<Self> {
+    pub fn build(
+        hypervisor: &dyn Hypervisor,
+        config: &VmConfig,
+        output: &Output,
+        events: &Arc<EventMonitor>,
+    ) -> Result<Self> {
         let isolation = config.resolve_isolation(hypervisor.caps())?;
         let supported = hypervisor.supported_cpuid()?;
         let layout = MemoryLayout::new(isolation, config.memory.size, cpuid::address_bits(&supported))?;
@@ -117,7 +122,12 @@ impl Machine {
             vm.filter_msrs(filter)?;
         }
         let leaves = cpuid::for_processor(&supported, &layout, 0, PROCESSORS);
-        let ram = GuestRam::new(vm.clone(), layout)?;
+        let options = RamOptions {
+            policy: config.conversions,
+            observer: events::memory_observer(events.clone()),
+            ..RamOptions::default()
+        };
+        let ram = GuestRam::new(vm.clone(), layout, options)?;
         for blob in &launch.blobs {
             ram.write(blob.gpa, &blob.data)?;
         }

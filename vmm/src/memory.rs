@@ -1,58 +1,88 @@
-//! Guest memory: its backings, the record of each page's state, and conversions between the states.
+//! Guest memory: its backings, the record of each page's state, guarded access to it, and conversions between the states.
 //!
-//! [`GuestRam`] puts the ranges of a [`MemoryLayout`] before the guest and keeps the [`AttributeMap`], the only record of
-//! what is shared and what is private: KVM can't be asked. A conversion walks the steps that the layout gives for it,
-//! under one lock, and undoes them if one fails.
+//! [`GuestRam`] puts the ranges of a [`MemoryLayout`] before the guest and keeps the attribute map, the only record of what
+//! is shared and what is private: KVM can't be asked. Devices get at guest memory through the [`DeviceView`]s of its
+//! [`DeviceMemory`], and no other way.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`guarded`] | the attribute map, and access to shared pages that conversions wait for |
+//! | [`conversion`] | the steps of a conversion, their undo, policy, listeners |
+//! | [`discards`] | giving back the memory of the side that pages have left |
+//! | `ledger` | what changes under one lock |
+//! | `lent` | pages that KVM itself writes to |
+//! | [`event`], `statistics` | what is told of all this |
 //!
 //! Guarantees:
+//! * No device reads or writes a page after it became private, and none sees what a page held before it became shared.
 //! * After every conversion, whether it succeeded or not, the map, KVM's attributes and the backings agree. Where that
 //!   can't be had (an undo fails), the error is [`ConversionError::Inconsistent`] and the machine must stop.
 //! * Pages that are in the wanted state already are left alone, contents and all.
-//! * Each conversion gives back the memory of the side that the pages leave.
+//! * Each conversion gives back the memory of the side that the pages leave, small pieces at once, large ones soon.
 //! * A page that KVM itself writes to for a paravirtual MSR stays shared for as long as it does.
 //!
-//! Cost: one bit a page for the map; a conversion holds the lock for the system calls of at most a few hundred runs of
-//! pages at a time.
+//! Cost: one bit a page for the map, prefaulted; one thread that gives memory back, where there are conversions.
 
-mod attribute_map;
-mod conversion;
+pub mod conversion;
+pub mod discards;
+pub mod event;
+pub mod guarded;
+mod ledger;
+mod lent;
+mod statistics;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
+use arc_swap::ArcSwap;
 use arch::x86_64::MemoryLayout;
 use arch::x86_64::memory_layout::{Alias, AttributeRule, RamRange};
-use arch::x86_64::msr::{Facility, ParavirtualMemory};
-use arch::x86_64::request::{ConversionKind, ConversionRequest};
-use hypervisor::{Backing, GpaRange, GuestMemfd, PageState, Region, SharedMemory, Slice, Vm};
-use serde::Serialize;
+use hypervisor::{Backing, GuestMemfd, PAGE_SIZE, PageState, Region, SharedMemory, Slice, Vm};
 use vm_memory::{Bytes, VolatileMemory};
 
 use crate::{Error, Result};
+use conversion::{ConversionListener, Policy, SetupError, Turns};
+use discards::Discards;
+use event::{MemoryEvent, MemoryObserver};
+use guarded::{DeviceMemory, Guards, PageRange, Quiesce, RamPiece, RamTable, RefusedAccess, StatePlane, WaitForGuards};
+use ledger::Ledger;
+use lent::LentMemory;
+use statistics::Counters;
 
-pub use attribute_map::AttributeMap;
 pub use conversion::ConversionError;
+pub use statistics::MemoryStatistics;
 
 /// Name of the shared backing; it shows in `/proc/PID/maps`.
 const SHARED_NAME: &str = "guest-ram";
 
-/// Figures about guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct MemoryStatistics {
-    /// All RAM, in bytes.
-    pub ram_bytes: u64,
-    /// RAM that is private now, in bytes.
-    pub private_bytes: u64,
-    /// RAM that is shared now, in bytes.
-    pub shared_bytes: u64,
-    /// Conversions that the guest announced and that changed something.
-    pub conversions_explicit: u64,
-    /// Conversions that an access asked for.
-    pub conversions_implicit: u64,
-    /// Conversions of the VMM's own, such as that at launch.
-    pub conversions_host: u64,
-    /// Requests that were refused or failed.
-    pub conversions_failed: u64,
+/// How many conversions to private may wait for devices at a time; more wait for these.
+const IN_FLIGHT: usize = 256;
+
+/// The least that the backlog of discards may hold, in bytes, and the part of RAM that it may hold otherwise.
+const MIN_BACKLOG: u64 = 8 << 20;
+const BACKLOG_PART: u64 = 64;
+
+/// What can be chosen about guest memory.
+pub struct RamOptions {
+    /// How the guards on pages come to an end before these become private.
+    pub quiesce: Box<dyn Quiesce>,
+    /// What conversions may do.
+    pub policy: Policy,
+    /// The most bytes that discards may hold back; by default a 64th of RAM, and at least 8 MiB.
+    pub discard_backlog: Option<u64>,
+    /// Told of events.
+    pub observer: Arc<MemoryObserver>,
+}
+
+impl Default for RamOptions {
+    fn default() -> Self {
+        Self {
+            quiesce: Box::new(WaitForGuards),
+            policy: Policy::default(),
+            discard_backlog: None,
+            observer: Arc::new(|_| {}),
+        }
+    }
 }
 
 /// All memory of one guest.
@@ -61,24 +91,19 @@ pub struct GuestRam {
     layout: MemoryLayout,
     shared: Arc<SharedMemory>,
     private: Option<Arc<GuestMemfd>>,
-    record: Mutex<Record>,
+    devices: Arc<DeviceMemory>,
+    /// Pages in a huge page of the shared backing.
+    huge_page_pages: u64,
+    ledger: Mutex<Ledger>,
+    /// A conversion to private has ended.
+    conversion_ended: Condvar,
+    discards: Discards,
+    quiesce: Box<dyn Quiesce>,
+    policy: ArcSwap<Policy>,
+    turns: Turns,
+    counters: Counters,
+    observer: Arc<MemoryObserver>,
     ending: AtomicBool,
-}
-
-/// A vCPU, and what KVM uses the memory for.
-pub(crate) type ParavirtualUser = (u8, Facility);
-
-/// What is known about the pages, changed under one lock together with KVM's attributes.
-struct Record {
-    map: AttributeMap,
-    /// Memory that KVM writes to. At most two entries for each user: what it uses, and what it is about to.
-    paravirtual: Vec<(ParavirtualUser, ParavirtualMemory)>,
-    explicit: u64,
-    implicit: u64,
-    host: u64,
-    failed: u64,
-    /// Set when an undo failed: nothing may be converted any more.
-    inconsistent: bool,
 }
 
 impl GuestRam {
@@ -86,24 +111,47 @@ impl GuestRam {
     ///
     /// # Errors
     /// No memory for it, or a VM that does not take it.
-    pub fn new(vm: Arc<dyn Vm>, layout: MemoryLayout) -> Result<Self> {
-        let shared = Arc::new(SharedMemory::new(SHARED_NAME, layout.size())?);
-        let private = layout.converts().then(|| vm.create_guest_memfd(layout.size())).transpose()?;
-        let map = AttributeMap::new(layout.size());
+    pub fn new(vm: Arc<dyn Vm>, layout: MemoryLayout, options: RamOptions) -> std::result::Result<Self, SetupError> {
+        let RamOptions { quiesce, policy, discard_backlog, observer } = options;
+        let size = layout.size();
+        let (plane, writer) = StatePlane::new(size, IN_FLIGHT)?;
+        let pieces =
+            layout.ranges().iter().map(|ram| RamPiece { gpa: ram.gpa, offset: ram.offset, devices: ram.devices });
+        let table = RamTable::new(pieces, size).map_err(|error| SetupError::Layout(error.into()))?;
+        let shared = Arc::new(SharedMemory::new(SHARED_NAME, size)?);
+        let private = layout.converts().then(|| vm.create_guest_memfd(size)).transpose()?;
+        let refused = observer.clone();
+        let refused = move |access: &RefusedAccess| refused(&MemoryEvent::AccessRefused(access));
+        let devices = DeviceMemory::new(shared.clone(), table, Guards::new(plane), Box::new(refused))
+            .map_err(|error| SetupError::Layout(error.into()))?;
+        let discards = Discards::new(
+            vm.clone(),
+            Backing::Shared(shared.clone()),
+            private.clone().map(Backing::Private),
+            discard_backlog.unwrap_or((size / BACKLOG_PART).max(MIN_BACKLOG)),
+            discard_observer(observer.clone()),
+        )
+        .map_err(SetupError::Thread)?;
         let ram = Self {
             vm,
             layout,
+            huge_page_pages: shared.huge_page_size() / PAGE_SIZE,
             shared,
             private,
-            record: Mutex::new(Record {
-                map,
-                paravirtual: Vec::new(),
-                explicit: 0,
-                implicit: 0,
-                host: 0,
-                failed: 0,
+            devices,
+            ledger: Mutex::new(Ledger {
+                writer,
+                listeners: Arc::new([]),
+                lent: LentMemory::default(),
                 inconsistent: false,
             }),
+            conversion_ended: Condvar::new(),
+            discards,
+            quiesce,
+            policy: ArcSwap::from_pointee(policy),
+            turns: Turns::default(),
+            counters: Counters::default(),
+            observer,
             ending: AtomicBool::new(false),
         };
         for range in ram.layout.ranges() {
@@ -114,7 +162,7 @@ impl GuestRam {
         Ok(ram)
     }
 
-    fn add_alias(&self, range: &RamRange, alias: &Alias) -> Result<()> {
+    fn add_alias(&self, range: &RamRange, alias: &Alias) -> std::result::Result<(), SetupError> {
         let place = range.gpa.offset_by(alias.offset).map_err(hypervisor::Error::from)?;
         // The attribute comes before the region, so that no access ever finds the wrong one.
         if alias.attribute == AttributeRule::Fixed(PageState::Private) {
@@ -127,120 +175,97 @@ impl GuestRam {
         Ok(())
     }
 
-    fn record(&self) -> MutexGuard<'_, Record> {
-        // A panic in here would leave `inconsistent` unset only between two steps, and no step panics.
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// How guest memory is laid out.
     pub fn layout(&self) -> &MemoryLayout {
         &self.layout
     }
 
-    /// Writes to shared memory before the guest runs.
+    /// Guest memory as devices may use it.
+    pub fn devices(&self) -> &Arc<DeviceMemory> {
+        &self.devices
+    }
+
+    /// What conversions may do.
+    pub fn policy(&self) -> Policy {
+        **self.policy.load()
+    }
+
+    /// Changes what conversions may do, from the next request on.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// Lets somebody else map shared memory: gives it all that is shared now, and tells it of each conversion from then on.
+    ///
+    /// # Errors
+    /// The listener's own, where it can't map what is shared; it is told of nothing more then.
+    pub fn add_listener(
+        &self,
+        listener: Arc<dyn ConversionListener>,
+    ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        // Under the lock, so that nothing becomes private that was just given away.
+        let mut ledger = self.ledger();
+        for ram in self.layout.ranges() {
+            let Some(pages) = PageRange::touched(ram.offset, ram.gpa.len()) else { continue };
+            for run in ledger.writer.runs(pages).filter(|run| run.state == PageState::Shared && !run.converting) {
+                let start = ram.gpa.start() + (run.pages.offset() - ram.offset);
+                let result = hypervisor::GpaRange::new(start, run.pages.bytes())
+                    .map_err(Into::into)
+                    .and_then(|range| listener.map(range));
+                if let Err(error) = result {
+                    self.layout.ranges().iter().for_each(|ram| listener.unmap(ram.gpa));
+                    return Err(error);
+                }
+            }
+        }
+        ledger.listeners = ledger.listeners.iter().cloned().chain([listener]).collect();
+        Ok(())
+    }
+
+    /// Takes all memory from a listener, and tells it of nothing more.
+    pub fn remove_listener(&self, listener: &Arc<dyn ConversionListener>) {
+        let mut ledger = self.ledger();
+        ledger.listeners = ledger.listeners.iter().filter(|other| !Arc::ptr_eq(other, listener)).cloned().collect();
+        self.layout.ranges().iter().for_each(|ram| listener.unmap(ram.gpa));
+    }
+
+    /// Writes to shared memory before the guest runs, to RAM that devices don't get at as well.
     ///
     /// # Errors
     /// Bytes outside RAM, or in private pages.
     pub fn write(&self, gpa: u64, data: &[u8]) -> Result<()> {
         let refused = || Error::GuestMemory { gpa, size: data.len() };
         let Some((range, _, _)) = self.layout.locate(gpa) else { return Err(refused()) };
-        let Some(end) = gpa.checked_add(data.len() as u64).filter(|end| *end <= self.layout.low_ram_end()) else {
+        if gpa.checked_add(data.len() as u64).is_none_or(|end| end > self.layout.low_ram_end()) {
             return Err(refused());
-        };
+        }
         // RAM below 4 GiB is in one piece, in the backing as well.
         let offset = range.backing_offset(gpa);
-        let record = self.record();
-        if !record.map.is_all(offset, end - gpa, PageState::Shared) {
+        let Some(pages) = PageRange::touched(offset, data.len() as u64) else { return Ok(()) };
+        let ledger = self.ledger();
+        if !ledger.is_firmly_shared(pages) {
             return Err(refused());
         }
         let at = usize::try_from(offset).map_err(|_| refused())?;
         self.shared.mapping().as_volatile_slice().write_slice(data, at).map_err(|_| refused())
     }
 
-    /// Makes all of RAM private, once the guest holds in private memory all that it needs.
-    ///
-    /// # Errors
-    /// A conversion that failed; the guest can't go on.
-    pub fn make_all_private(&self) -> std::result::Result<(), ConversionError> {
-        for ram in self.layout.ranges() {
-            self.convert(ConversionRequest { range: ram.gpa, to: PageState::Private, kind: ConversionKind::Host })?;
-        }
-        Ok(())
-    }
-
-    /// Reserves this memory for KVM's use, if all of it is shared RAM: its pages stay shared until
-    /// [`GuestRam::settle_paravirtual`] says what came of it. What the same facility uses at the moment stays reserved, too.
-    ///
-    /// Returns whether KVM may have it.
-    pub(crate) fn reserve_paravirtual(&self, user: ParavirtualUser, memory: ParavirtualMemory) -> bool {
-        let mut record = self.record();
-        let Some(pages) = pages_of(memory) else { return false };
-        let mut covered = 0;
-        for (ram, part) in self.layout.split(pages) {
-            let shared = record.map.is_all(ram.backing_offset(part.start()), part.len(), PageState::Shared);
-            if !ram.devices || !shared {
-                return false;
-            }
-            covered += part.len();
-        }
-        if covered != pages.len() {
-            return false;
-        }
-        record.paravirtual.push((user, memory));
-        true
-    }
-
-    /// Ends what [`GuestRam::reserve_paravirtual`] began. If KVM took the value, it uses `memory` (if that lasts) and no
-    /// longer what it used before; if not, it goes on with what it used before.
-    pub(crate) fn settle_paravirtual(&self, user: ParavirtualUser, memory: Option<ParavirtualMemory>, taken: bool) {
-        let mut record = self.record();
-        if taken {
-            record.paravirtual.retain(|(other, _)| *other != user);
-            record.paravirtual.extend(memory.filter(|memory| memory.lasting).map(|memory| (user, memory)));
-        } else if memory.is_some()
-            && let Some(newest) = record.paravirtual.iter().rposition(|(other, _)| *other == user)
-        {
-            record.paravirtual.remove(newest);
-        }
-    }
-
     /// Ends conversions early, now and from now on: the machine stops.
-    pub(crate) fn end_conversions(&self) {
+    pub fn end_conversions(&self) {
         self.ending.store(true, Ordering::Release);
+        self.conversion_ended.notify_all();
     }
 
-    /// Counts a request that was refused before it became a conversion.
-    pub(crate) fn count_refusal(&self) {
-        self.record().failed += 1;
-    }
-
-    /// Figures, all of one moment.
-    pub fn statistics(&self) -> MemoryStatistics {
-        let record = self.record();
-        let private_bytes = record.map.private_bytes();
-        MemoryStatistics {
-            ram_bytes: self.layout.size(),
-            private_bytes,
-            shared_bytes: self.layout.size() - private_bytes,
-            conversions_explicit: record.explicit,
-            conversions_implicit: record.implicit,
-            conversions_host: record.host,
-            conversions_failed: record.failed,
-        }
-    }
-
-    fn backing(&self, side: PageState) -> Option<Backing> {
-        match side {
-            PageState::Shared => Some(Backing::Shared(self.shared.clone())),
-            PageState::Private => self.private.clone().map(Backing::Private),
-        }
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
     }
 }
 
-/// The pages that hold these bytes; `None` if they end beyond the address space.
-fn pages_of(memory: ParavirtualMemory) -> Option<GpaRange> {
-    let last = memory.gpa.checked_add(memory.size.checked_sub(1)?)?;
-    let first = GpaRange::page_of(memory.gpa).ok()?;
-    let last = GpaRange::page_of(last).ok()?;
-    GpaRange::new(first.start(), last.end() - first.start()).ok()
+/// Reports discards that failed.
+fn discard_observer(observer: Arc<MemoryObserver>) -> Box<discards::FailureObserver> {
+    Box::new(move |pages, side, source| {
+        let (offset, size) = (pages.offset(), pages.bytes());
+        tracing::warn!("{} (it will be tried again)", crate::error::chain(source));
+        observer(&MemoryEvent::DiscardFailed { offset, size, side, source });
+    })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arch::x86_64::map::LAUNCH_PORT;
-use arch::x86_64::request;
+use arch::x86_64::private_faults;
 use hypervisor::{Exit, MapGpaRange, MapGpaRangeReply, MemoryFault, Vcpu};
 
 use crate::devices::Devices;
@@ -39,6 +39,8 @@ enum Next {
     },
     GiveUp(String),
     TripleFault,
+    /// Refuse the access that the guest is about to make again.
+    GeneralProtection,
 }
 
 /// Runs a vCPU until the machine stops. `None` if it was told to.
@@ -54,6 +56,7 @@ pub(crate) fn run(mut vcpu: Box<dyn Vcpu>, mut context: VcpuContext) -> Result<O
                     vcpu.accept_msr_write();
                 }
             }
+            Next::GeneralProtection => vcpu.inject_general_protection()?,
             Next::TripleFault => {
                 // A processor that shut down by itself has lost its registers: KVM has reset it.
                 let (rip, rsp) = vcpu.registers().map_or((0, 0), |registers| (registers.rip, registers.rsp));
@@ -128,7 +131,7 @@ impl VcpuContext {
 
     /// A conversion that the guest announces. Whatever is wrong with it, the guest is told and runs on.
     fn map_gpa_range(&mut self, exit: MapGpaRange<'_>) -> Result<()> {
-        let request = request::from_map_gpa_range(self.ram.layout(), exit.gpa, exit.pages, exit.attributes);
+        let request = private_faults::from_map_gpa_range(self.ram.layout(), exit.gpa, exit.pages, exit.attributes);
         let reply = match request {
             // While launch code runs, the whole of RAM is about to become private.
             _ if self.launching => MapGpaRangeReply::Invalid,
@@ -157,7 +160,7 @@ impl VcpuContext {
 
     /// An access that contradicts the map: an implicit conversion, or the end.
     fn memory_fault(&mut self, fault: MemoryFault, faults: &mut RepeatedFaults) -> Result<Next> {
-        let Some(request) = request::from_memory_fault(self.ram.layout(), fault) else {
+        let Ok(request) = private_faults::from_memory_fault(self.ram.layout(), fault) else {
             return Ok(Next::GiveUp(format!("no conversion resolves its access to {:#x}", fault.gpa)));
         };
         if faults.count(fault) > MAX_REPEATED_FAULTS {
@@ -165,6 +168,12 @@ impl VcpuContext {
         }
         match self.ram.convert(request) {
             Ok(()) => Ok(Next::Run),
+            // The guest's own doing: it gets the fault, and runs on.
+            Err(error @ (ConversionError::Refused { .. } | ConversionError::Lent { .. })) => {
+                faults.clear();
+                self.survive(error)?;
+                Ok(Next::GeneralProtection)
+            }
             Err(error) => {
                 let reason = format!("its access to {:#x} could not be granted: {}", fault.gpa, chain(&error));
                 self.survive(error)?;

@@ -13,6 +13,10 @@
 //! |---|---|---|
 //! | `none` | one: shared | fixed, shared |
 //! | `software` | at 0: shared only; at C (the C-bit): private only | at 0: follows, so that a touch of a private page exits; at C: fixed, private |
+//! | [`MemoryLayout::one_alias`] | one: shared and private | follows |
+//!
+//! The last is for VM types whose processor tells a private access from a shared one, by a bit that is no part of the
+//! address: SEV-SNP and TDX. No isolation of the command line has it yet.
 //!
 //! With `software`, the private alias of a shared page stays private: a stray touch there lands in private memory, never
 //! in what the VMM maps. That costs one attribute call for each conversion, and a guest that makes such touches holds
@@ -26,35 +30,15 @@ use hypervisor::{GpaRange, PAGE_SIZE, PageState, RangeError};
 use super::Isolation;
 use super::map::{HIGH_RAM_START, LOW_END, LOW_RAM_LIMIT};
 
+mod aliasing;
+
+pub use aliasing::{Alias, Aliasing, AttributeRule};
+
 /// The least RAM that a layout is made for, in bytes: the first MiB and one page.
 const MIN_RAM: u64 = 0x10_0000 + PAGE_SIZE;
 
 /// The C-bit is at most this one: KVM's nested page tables have four levels and reach 48 bits.
 const MAX_C_BIT: u8 = 47;
-
-/// What KVM's attribute is on the pages of an alias.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttributeRule {
-    /// This, whatever the state of the page.
-    Fixed(PageState),
-    /// The state of the page.
-    Follows,
-}
-
-/// A place where the guest sees a range of RAM: one memory slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Alias {
-    /// Slot number.
-    pub slot: u32,
-    /// How far above the range's own address it lies, in bytes.
-    pub offset: u64,
-    /// Whether the shared backing is behind it.
-    pub shared: bool,
-    /// Whether the private backing is behind it.
-    pub private: bool,
-    /// What the attribute is there.
-    pub attribute: AttributeRule,
-}
 
 /// A piece of guest RAM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,26 +85,25 @@ pub enum LayoutError {
     TooSmall(u64),
     /// Beyond what the guest can address.
     #[error(
-        "memory size of {size} bytes is too large: with isolation={isolation} on this processor a guest can have at most \
-         {limit} bytes"
+        "memory size of {size} bytes is too large: with {aliasing} on this processor a guest can have at most {limit} bytes"
     )]
     TooLarge {
         /// What was asked for, in bytes.
         size: u64,
         /// The most there can be, in bytes.
         limit: u64,
-        /// The isolation.
-        isolation: Isolation,
+        /// Which aliases there would be.
+        aliasing: Aliasing,
     },
     /// Numbers that are no range.
     #[error("bad range of RAM")]
     Range(#[from] RangeError),
 }
 
-/// The layout of all guest RAM under one isolation.
+/// The layout of all guest RAM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryLayout {
-    isolation: Isolation,
+    aliasing: Aliasing,
     ranges: Vec<RamRange>,
     size: u64,
     c_bit: Option<u8>,
@@ -132,23 +115,39 @@ impl MemoryLayout {
     /// # Errors
     /// A size that is no whole number of pages, too small to boot, or too large to address.
     pub fn new(isolation: Isolation, size: u64, address_bits: u8) -> Result<Self, LayoutError> {
+        Self::with_aliasing(isolation.into(), size, address_bits)
+    }
+
+    /// Lays out `size` bytes of RAM, every range with one alias that has both backings and follows the state.
+    ///
+    /// # Errors
+    /// As [`MemoryLayout::new`].
+    pub fn one_alias(size: u64, address_bits: u8) -> Result<Self, LayoutError> {
+        Self::with_aliasing(Aliasing::OneForBoth, size, address_bits)
+    }
+
+    /// Lays out `size` bytes of RAM with these aliases for a guest whose physical addresses have `address_bits` bits.
+    ///
+    /// # Errors
+    /// As [`MemoryLayout::new`].
+    pub fn with_aliasing(aliasing: Aliasing, size: u64, address_bits: u8) -> Result<Self, LayoutError> {
         if !size.is_multiple_of(PAGE_SIZE) {
             return Err(LayoutError::Unaligned(size));
         }
         if size < MIN_RAM {
             return Err(LayoutError::TooSmall(size));
         }
-        // The C-bit is the highest address bit, so RAM and devices have one bit less.
-        let c_bit = (isolation == Isolation::Software).then(|| address_bits.saturating_sub(1).min(MAX_C_BIT));
+        // A C-bit is the highest address bit, so RAM and devices have one bit less.
+        let c_bit = aliasing.takes_an_address_bit().then(|| address_bits.saturating_sub(1).min(MAX_C_BIT));
         let space = 1u64 << c_bit.unwrap_or(address_bits).min(52);
         let limit = space.saturating_sub(HIGH_RAM_START - LOW_RAM_LIMIT);
         if size > limit {
-            return Err(LayoutError::TooLarge { size, limit, isolation });
+            return Err(LayoutError::TooLarge { size, limit, aliasing });
         }
         let low = size.min(LOW_RAM_LIMIT);
-        let mut pieces = match isolation {
-            Isolation::None => vec![(0, low)],
-            Isolation::Software => vec![(0, LOW_END), (LOW_END, low)],
+        let mut pieces = match aliasing.keeps_low_memory_open() {
+            false => vec![(0, low)],
+            true => vec![(0, LOW_END), (LOW_END, low)],
         };
         if size > low {
             pieces.push((HIGH_RAM_START, HIGH_RAM_START + (size - low)));
@@ -157,17 +156,17 @@ impl MemoryLayout {
         let (mut offset, mut slot) = (0, 0);
         for (start, end) in pieces {
             let gpa = GpaRange::new(start, end - start)?;
-            let aliases = aliases(isolation, c_bit, start, &mut slot);
-            let devices = isolation == Isolation::None || start >= LOW_END;
+            let aliases = aliasing.aliases(start, c_bit, &mut slot);
+            let devices = !aliasing.keeps_low_memory_open() || start >= LOW_END;
             ranges.push(RamRange { gpa, offset, aliases, devices });
             offset += gpa.len();
         }
-        Ok(Self { isolation, ranges, size, c_bit })
+        Ok(Self { aliasing, ranges, size, c_bit })
     }
 
-    /// The isolation that this is the layout of.
-    pub fn isolation(&self) -> Isolation {
-        self.isolation
+    /// Which aliases every range has.
+    pub fn aliasing(&self) -> Aliasing {
+        self.aliasing
     }
 
     /// All ranges, by ascending address.
@@ -187,7 +186,7 @@ impl MemoryLayout {
 
     /// Whether conversions are possible at all.
     pub fn converts(&self) -> bool {
-        self.isolation.is_unmappable()
+        self.aliasing.converts()
     }
 
     /// End of the RAM that starts at address 0.
@@ -234,124 +233,5 @@ impl RamRange {
     }
 }
 
-fn aliases(isolation: Isolation, c_bit: Option<u8>, start: u64, slot: &mut u32) -> Vec<Alias> {
-    let mut next = || {
-        let number = *slot;
-        *slot += 1;
-        number
-    };
-    let shared = |slot, attribute| Alias { slot, offset: 0, shared: true, private: false, attribute };
-    match (isolation, c_bit) {
-        (Isolation::Software, Some(c_bit)) => {
-            let open = start < LOW_END;
-            let rule = if open { AttributeRule::Fixed(PageState::Shared) } else { AttributeRule::Follows };
-            vec![
-                shared(next(), rule),
-                Alias {
-                    slot: next(),
-                    offset: 1 << c_bit,
-                    shared: false,
-                    private: true,
-                    attribute: AttributeRule::Fixed(PageState::Private),
-                },
-            ]
-        }
-        _ => vec![shared(next(), AttributeRule::Fixed(PageState::Shared))],
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-    const GIB: u64 = 1 << 30;
-
-    fn software(size: u64) -> MemoryLayout {
-        MemoryLayout::new(Isolation::Software, size, 48).unwrap()
-    }
-
-    #[test]
-    fn bad_sizes_are_errors() {
-        for isolation in Isolation::ALL {
-            let new = |size| MemoryLayout::new(isolation, size, 48);
-            assert_eq!(new(1), Err(LayoutError::Unaligned(1)));
-            assert_eq!(new(0), Err(LayoutError::TooSmall(0)));
-            assert_eq!(new(PAGE_SIZE), Err(LayoutError::TooSmall(PAGE_SIZE)));
-            assert!(matches!(new(1 << 48), Err(LayoutError::TooLarge { .. })));
-            assert!(matches!(new(!(PAGE_SIZE - 1)), Err(LayoutError::TooLarge { .. })));
-            assert!(new(512 * MIB).is_ok());
-        }
-    }
-
-    #[test]
-    fn ranges_tile_both_backings_and_never_overlap() {
-        for size in [2 * MIB, 512 * MIB, 3 * GIB, 3 * GIB + PAGE_SIZE, 64 * GIB] {
-            for isolation in Isolation::ALL {
-                let layout = MemoryLayout::new(isolation, size, 48).unwrap();
-                let mut offset = 0;
-                for ram in layout.ranges() {
-                    assert_eq!(ram.offset, offset);
-                    offset += ram.gpa.len();
-                }
-                assert_eq!(offset, size);
-                let places: Vec<_> = layout
-                    .ranges()
-                    .iter()
-                    .flat_map(|ram| ram.aliases.iter().map(|alias| ram.gpa.offset_by(alias.offset).unwrap()))
-                    .collect();
-                for (i, left) in places.iter().enumerate() {
-                    assert!(places[i + 1..].iter().all(|right| left.intersection(*right).is_none()));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_private_alias_never_has_the_shared_backing_behind_it() {
-        for ram in software(4 * GIB).ranges() {
-            for alias in &ram.aliases {
-                assert!(!(alias.private && alias.shared));
-                if alias.private {
-                    assert_eq!(alias.attribute, AttributeRule::Fixed(PageState::Private));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_conversion_sets_the_attribute_first_and_discards_last() {
-        let layout = software(512 * MIB);
-        let part = GpaRange::new(MIB, 2 * PAGE_SIZE).unwrap();
-        let (ram, part) = layout.split(part).next().unwrap();
-        assert_eq!(
-            ram.conversion(part, PageState::Private).unwrap(),
-            [
-                Step::SetAttribute { range: part, state: PageState::Private },
-                Step::Discard { side: PageState::Shared, offset: MIB, size: 2 * PAGE_SIZE },
-            ]
-        );
-    }
-
-    #[test]
-    fn addresses_are_found_by_either_alias() {
-        let layout = software(4 * GIB);
-        for gpa in [0, LOW_END - 1, LOW_END, 2 * GIB, HIGH_RAM_START, HIGH_RAM_START + GIB - 1] {
-            let (_, alias, own) = layout.locate(gpa).unwrap();
-            assert!(alias.shared && own == gpa);
-            let (_, alias, own) = layout.locate(gpa | 1 << 47).unwrap();
-            assert!(alias.private && own == gpa);
-        }
-        for gpa in [LOW_RAM_LIMIT, HIGH_RAM_START + GIB, 1 << 47 | LOW_RAM_LIMIT, u64::MAX] {
-            assert!(layout.locate(gpa).is_none(), "{gpa:#x}");
-        }
-    }
-
-    #[test]
-    fn a_range_over_several_pieces_and_holes_is_split_into_all_of_them() {
-        let layout = software(4 * GIB);
-        let all = GpaRange::new(0, 1 << 46).unwrap();
-        let parts: Vec<_> = layout.split(all).map(|(_, part)| part).collect();
-        assert_eq!(parts, layout.ranges().iter().map(|ram| ram.gpa).collect::<Vec<_>>());
-    }
-}
+mod tests;

@@ -6,13 +6,20 @@ use std::io;
 use kvm_bindings::{CpuId, KVM_EXIT_X86_WRMSR, Msrs, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::injected::Injected;
+use super::pre_fault::pre_fault;
 use super::probe::KVM_HC_MAP_GPA_RANGE;
 use super::vm::Regions;
+use crate::faults::Operation;
 use crate::x86_64::{CpuidEntry, Registers, SpecialRegisters};
-use crate::{Error, Exit, MapGpaRange, MemoryFault, MsrRead, Result, Vcpu, VmType};
+use crate::{Error, Exit, GpaRange, MapGpaRange, MemoryFault, MsrRead, PreFaultError, Result, Vcpu, VmType};
 
 /// `KVM_MEMORY_EXIT_FLAG_PRIVATE`: the access was a private one (Linux `include/uapi/linux/kvm.h`).
 const FAULT_PRIVATE: u64 = 1 << 3;
+
+/// Vectors of exceptions.
+const DOUBLE_FAULT: u8 = 8;
+const GENERAL_PROTECTION: u8 = 13;
 
 #[derive(Debug)]
 pub(super) struct KvmVcpu {
@@ -20,12 +27,13 @@ pub(super) struct KvmVcpu {
     fd: VcpuFd,
     id: u8,
     vm_type: VmType,
+    injected: Injected,
     _regions: Regions,
 }
 
 impl KvmVcpu {
-    pub(super) fn new(fd: VcpuFd, id: u8, vm_type: VmType, regions: Regions) -> Self {
-        Self { fd, id, vm_type, _regions: regions }
+    pub(super) fn new(fd: VcpuFd, id: u8, vm_type: VmType, regions: Regions, injected: Injected) -> Self {
+        Self { fd, id, vm_type, injected, _regions: regions }
     }
 
     fn subject(&self, what: &str) -> String {
@@ -42,24 +50,19 @@ fn suberror(run: *const kvm_run) -> u32 {
     unsafe { exit.internal.suberror }
 }
 
+/// Whether a general protection fault on the way to the handler of this exception makes a double fault: for divide
+/// errors, double faults, those of segments, and page faults.
+fn escalates(vector: u8) -> bool {
+    matches!(vector, 0 | DOUBLE_FAULT | 10..=GENERAL_PROTECTION | 14)
+}
+
 impl Vcpu for KvmVcpu {
     fn run(&mut self) -> Result<Exit<'_>> {
         let (id, plain) = (self.id, self.vm_type.is_plain());
         let run: *const kvm_run = self.fd.get_kvm_run();
-        let exit = match self.fd.run() {
+        let exit = match self.injected.before(Operation::Run).and_then(|()| self.fd.run()) {
             Ok(exit) => exit,
-            Err(errno) => {
-                return match errno.errno() {
-                    // EAGAIN: the vCPU has nothing to run yet.
-                    libc::EINTR | libc::EAGAIN => Ok(Exit::Interrupted),
-                    libc::EFAULT => Ok(Exit::NoBacking),
-                    number => Err(Error::Failed {
-                        operation: "run",
-                        subject: format!("vCPU {id}"),
-                        source: io::Error::from_raw_os_error(number),
-                    }),
-                };
-            }
+            Err(errno) => return Exit::of_error(errno.errno(), id),
         };
         Ok(match exit {
             VcpuExit::IoIn(port, data) => {
@@ -147,5 +150,23 @@ impl Vcpu for KvmVcpu {
         if run.exit_reason == KVM_EXIT_X86_WRMSR {
             run.__bindgen_anon_1.msr.error = 0;
         }
+    }
+
+    fn inject_general_protection(&mut self) -> Result<()> {
+        let failed = |operation| Error::failed(operation, self.subject("events"));
+        let mut events = self.fd.get_vcpu_events().map_err(failed("read"))?;
+        let exception = &mut events.exception;
+        // What stood in the way of an exception's delivery comes on top of that exception.
+        let taken = if exception.injected != 0 && escalates(exception.nr) { DOUBLE_FAULT } else { GENERAL_PROTECTION };
+        (exception.nr, exception.has_error_code, exception.error_code) = (taken, 1, 0);
+        (exception.injected, exception.pending) = (1, 0);
+        self.injected.before(Operation::Inject).and_then(|()| self.fd.set_vcpu_events(&events)).map_err(failed("write"))
+    }
+
+    fn pre_fault(&self, range: GpaRange) -> Result<u64> {
+        self.injected.pre_fault(range, |range| {
+            pre_fault(&self.fd, range)
+                .map_err(|errno| Error::PreFault { range, source: PreFaultError::from_errno(errno.errno()) })
+        })
     }
 }

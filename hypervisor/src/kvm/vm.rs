@@ -14,12 +14,14 @@ use kvm_bindings::{
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::injected::Injected;
 use super::probe::KVM_HC_MAP_GPA_RANGE;
 use super::vcpu::KvmVcpu;
 use crate::MsrFilter;
 use crate::backing::Reservation;
 use crate::error::AttributeError;
-use crate::{Error, GpaRange, GuestMemfd, PageState, Region, Result, Vcpu, Vm, VmType};
+use crate::faults::Operation;
+use crate::{Backing, Error, GpaRange, GuestMemfd, PageState, Region, Result, Vcpu, Vm, VmType};
 
 /// Where Intel's KVM keeps three pages for real mode and one page table: below 4 GiB, above all RAM and devices.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -42,11 +44,12 @@ pub(super) struct KvmVm {
     fd: VmFd,
     regions: Regions,
     vm_type: VmType,
+    injected: Injected,
 }
 
 impl KvmVm {
-    pub(super) fn new(fd: VmFd, vm_type: VmType) -> Self {
-        Self { fd, regions: Regions::default(), vm_type }
+    pub(super) fn new(fd: VmFd, vm_type: VmType, injected: Injected) -> Self {
+        Self { fd, regions: Regions::default(), vm_type, injected }
     }
 
     fn regions(&self) -> MutexGuard<'_, HashMap<u32, Slotted>> {
@@ -61,8 +64,8 @@ impl KvmVm {
     }
 
     /// Makes, or with a size of 0 deletes, a slot. Slots without private memory go by the older ioctl, which every KVM has.
-    fn set_slot(&self, slot: Slot, subject: impl Into<String>, verb: &'static str) -> Result<()> {
-        let result = if slot.flags & KVM_MEM_GUEST_MEMFD == 0 {
+    fn set_slot(&self, slot: Slot) -> std::result::Result<(), kvm_ioctls::Error> {
+        if slot.flags & KVM_MEM_GUEST_MEMFD == 0 {
             let slot = kvm_userspace_memory_region {
                 slot: slot.slot,
                 flags: slot.flags,
@@ -76,8 +79,7 @@ impl KvmVm {
         } else {
             // SAFETY: as above; the private memory is the kernel's own.
             unsafe { self.fd.set_user_memory_region2(slot) }
-        };
-        result.map_err(Error::failed(verb, subject))
+        }
     }
 }
 
@@ -92,7 +94,7 @@ impl Vm for KvmVm {
 
     fn create_vcpu(&self, id: u8) -> Result<Box<dyn Vcpu>> {
         let fd = self.fd.create_vcpu(id.into()).map_err(Error::failed("create", format!("vCPU {id}")))?;
-        Ok(Box::new(KvmVcpu::new(fd, id, self.vm_type, self.regions.clone())))
+        Ok(Box::new(KvmVcpu::new(fd, id, self.vm_type, self.regions.clone(), self.injected.clone())))
     }
 
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
@@ -128,9 +130,11 @@ impl Vm for KvmVm {
 
     fn create_guest_memfd(&self, size: u64) -> Result<Arc<GuestMemfd>> {
         let subject = || format!("{size:#x} bytes of private guest memory");
+        let arguments = kvm_create_guest_memfd { size, ..Default::default() };
         let raw = self
-            .fd
-            .create_guest_memfd(kvm_create_guest_memfd { size, ..Default::default() })
+            .injected
+            .before(Operation::CreateGuestMemfd)
+            .and_then(|()| self.fd.create_guest_memfd(arguments))
             .map_err(Error::failed("create", subject()))?;
         // SAFETY: the ioctl just made this descriptor, and nobody else has it.
         let file = unsafe { OwnedFd::from_raw_fd(raw) };
@@ -146,9 +150,14 @@ impl Vm for KvmVm {
         region.check()?;
         let mut regions = self.regions();
         let subject = format!("region {} in slot {slot}", region.range);
-        if regions.contains_key(&slot) {
-            // KVM would take this as a change of the slot.
-            let source = io::Error::from_raw_os_error(libc::EEXIST);
+        // KVM would take a slot in use as a change of it, and the bits above the slot's number for system management mode.
+        let refusal = match slot {
+            _ if regions.contains_key(&slot) => Some(libc::EEXIST),
+            _ if slot > u16::MAX.into() => Some(libc::EINVAL),
+            _ => None,
+        };
+        if let Some(errno) = refusal {
+            let source = io::Error::from_raw_os_error(errno);
             return Err(Error::Failed { operation: "add", subject, source });
         }
         let mut raw =
@@ -170,7 +179,8 @@ impl Vm for KvmVm {
             raw.guest_memfd = private.backing.as_fd().as_raw_fd() as u32;
             raw.guest_memfd_offset = private.offset;
         }
-        self.set_slot(raw, subject, "add")?;
+        let added = self.injected.before(Operation::AddRegion).and_then(|()| self.set_slot(raw));
+        added.map_err(Error::failed("add", subject))?;
         regions.insert(slot, Slotted { _region: region.clone(), _reservation: reservation });
         Ok(())
     }
@@ -178,7 +188,8 @@ impl Vm for KvmVm {
     fn remove_region(&self, slot: u32) -> Result<()> {
         let mut regions = self.regions();
         let raw = Slot { slot, ..Default::default() };
-        self.set_slot(raw, format!("the region in slot {slot}"), "remove")?;
+        let removed = self.injected.before(Operation::RemoveRegion).and_then(|()| self.set_slot(raw));
+        removed.map_err(Error::failed("remove", format!("the region in slot {slot}")))?;
         regions.remove(&slot);
         Ok(())
     }
@@ -188,11 +199,17 @@ impl Vm for KvmVm {
             PageState::Shared => 0,
             PageState::Private => u64::from(KVM_MEMORY_ATTRIBUTE_PRIVATE),
         };
-        let raw = kvm_memory_attributes { address: range.start(), size: range.len(), attributes, flags: 0 };
-        self.fd.set_memory_attributes(raw).map_err(|errno| Error::Attribute {
-            range,
-            state,
-            source: AttributeError::from_errno(errno.errno()),
+        self.injected.set_attribute(range, state, |range| {
+            let raw = kvm_memory_attributes { address: range.start(), size: range.len(), attributes, flags: 0 };
+            self.fd.set_memory_attributes(raw).map_err(|errno| Error::Attribute {
+                range,
+                state,
+                source: AttributeError::from_errno(errno.errno()),
+            })
         })
+    }
+
+    fn discard(&self, backing: &Backing, offset: u64, size: u64) -> Result<()> {
+        self.injected.discard(backing, offset, size)
     }
 }

@@ -1,189 +1,175 @@
-//! Conversions: walking the layout's steps, and undoing them.
+//! Conversions: changing the state of a range of pages while vCPUs run and devices do I/O.
 //!
-//! A guest chooses how many runs of pages a request falls apart into, so the lock is let go between batches of them, and
-//! a machine that ends cuts the work short.
+//! Explicit, implicit and host conversions all come through [`GuestRam::convert`]. A request is split by range of RAM and
+//! into runs of pages that have the other state, and those into pieces of at most [`PIECE`]; what has the wanted state
+//! already is left alone, contents and all. Each piece then takes these steps, whose order is that of their types:
+//!
+//! ```text
+//! to private   revoke ──► quiesce ──► unmap ──► set attribute ──► publish ──► (reply) ──► discard shared
+//!              Revoked    Quiesced   Unmapped        Flipped           Debt
+//!
+//! to shared    set attribute and publish ──► map ──► (reply) ──► discard private
+//!                      Published             Debt
+//! ```
+//!
+//! * *Revoke*: devices are refused new guards ([`super::guarded`]).
+//! * *Quiesce*: the guards and pins that overlap have ended. Without limit; reported after each second.
+//! * *Unmap*, *map*: [`ConversionListener`]s let go of the pages, or take them.
+//! * *Set attribute* and *publish* are done under one lock, that of the ledger. Nothing else is, so waiting and discarding
+//!   go on in parallel.
+//! * *Discard*: [`super::discards`].
+//!
+//! A step can only be taken with the proof of the one before, and a proof can only be used once.
+//!
+//! What fails is undone in reverse: the listeners get back what they had, devices are let in again, and the pages are what
+//! they were. Pieces before it stay converted, pieces behind it are not touched; on each, the map, KVM's attributes and the
+//! backings agree. docs/hot-conversion.md has the whole table.
+//!
+//! Cost: for each piece two turns at the lock (one to shared), one attribute call for each alias that follows the state,
+//! and one discard.
 
-use std::sync::atomic::Ordering;
+mod error;
+mod flip;
+mod listener;
+mod policy;
+mod to_private;
+mod to_shared;
 
-use arch::x86_64::memory_layout::{RamRange, Step};
-use arch::x86_64::msr::Facility;
-use arch::x86_64::request::{ConversionKind, ConversionRequest};
+use std::time::{Duration, Instant};
+
+use arch::x86_64::memory_layout::RamRange;
+use arch::x86_64::private_faults::{ConversionKind, ConversionRequest};
 use hypervisor::{GpaRange, PAGE_SIZE, PageState};
 
-use super::{GuestRam, Record, pages_of};
+use super::GuestRam;
+use super::guarded::PageRange;
 
-/// How many runs of pages are converted in one turn at the lock.
-const RUNS_PER_BATCH: usize = 256;
+pub use error::{ConversionError, SetupError};
+pub use listener::ConversionListener;
+pub(super) use policy::Turns;
+pub use policy::{Policy, Rule};
 
-/// How far a conversion has come.
-struct Progress {
-    /// The first page that has not been looked at.
-    first: u64,
-    /// Whether any page changed.
-    changed: bool,
+/// The most bytes that are converted in one piece: what others wait for at most, at the lock or for a discard. A whole
+/// number of the largest pages that a backing may have.
+pub const PIECE: u64 = 8 << 20;
+
+/// How long a thread that waits for its turn sleeps before it looks whether the machine is ending.
+const NAP: Duration = Duration::from_millis(50);
+
+/// Pages that are converted together: in one range of RAM, all in the same state.
+struct Piece<'a> {
+    ram: &'a RamRange,
+    pages: PageRange,
+    gpa: GpaRange,
 }
 
-/// Why a conversion was not made.
-#[derive(Debug, thiserror::Error)]
-pub enum ConversionError {
-    /// The hypervisor is using a page of the range for the guest.
-    #[error("{range} holds memory that the hypervisor uses for vCPU {vcpu} ({facility:?})")]
-    Lent {
-        /// The range.
-        range: GpaRange,
-        /// The vCPU.
-        vcpu: u8,
-        /// What for.
-        facility: Facility,
-    },
-    /// A step failed; all that was done to its pages is undone.
-    #[error("cannot convert {range} to {to}")]
-    Failed {
-        /// The pages that stay as they were.
-        range: GpaRange,
-        /// The state they were to have.
-        to: PageState,
-        /// Why.
-        #[source]
-        source: hypervisor::Error,
-    },
-    /// A step failed, and so did its undo. The machine must stop.
-    #[error("{range} is left between private and shared, and the guest can't go on")]
-    Inconsistent {
-        /// The pages.
-        range: GpaRange,
-        /// Why the undo failed.
-        #[source]
-        source: hypervisor::Error,
-    },
-    /// An earlier conversion left the machine inconsistent, or the machine is ending.
-    #[error("the machine is ending, or an earlier conversion failed half-way")]
-    Stopped,
-}
+impl<'a> Piece<'a> {
+    /// The first piece of a run of pages of this range.
+    fn first_of(ram: &'a RamRange, run: PageRange) -> Result<Self, hypervisor::RangeError> {
+        const PAGES: u64 = PIECE / PAGE_SIZE;
+        let end = run.end().min((run.first() / PAGES + 1) * PAGES);
+        let pages = PageRange::new(run.first(), end).unwrap_or(run);
+        let gpa = GpaRange::new(ram.gpa.start() + (pages.offset() - ram.offset), pages.bytes())?;
+        Ok(Self { ram, pages, gpa })
+    }
 
-impl ConversionError {
-    /// Whether the machine must stop.
-    pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Inconsistent { .. } | Self::Stopped)
+    fn failed(&self, to: PageState, source: hypervisor::Error) -> ConversionError {
+        ConversionError::Failed { range: self.gpa, to, source }
     }
 }
 
 impl GuestRam {
-    /// Converts a range. Parts that have the state already are left alone.
+    /// Converts a range, if the policy allows it. Parts that have the state already are left alone.
     ///
     /// # Errors
-    /// The first part that could not be converted. Parts before it are converted, parts behind it are not; on each of
+    /// The first piece that could not be converted. Pieces before it are converted, pieces behind it are not; on each of
     /// them the map, the attributes and the backings agree.
     pub fn convert(&self, request: ConversionRequest) -> Result<(), ConversionError> {
-        let mut changed = false;
-        for (ram, part) in self.layout().split(request.range) {
-            let mut first = ram.backing_offset(part.start()) / PAGE_SIZE;
-            let end = first + part.pages();
-            while first < end {
-                let mut record = self.record();
-                match self.convert_batch(&mut record, request, ram, first, end) {
-                    Ok(next) => {
-                        changed |= next.changed;
-                        first = next.first;
-                    }
-                    Err(error) => {
-                        record.failed += 1;
-                        record.inconsistent |= matches!(error, ConversionError::Inconsistent { .. });
-                        return Err(error);
-                    }
-                }
-            }
+        if self.is_all(request.range, request.to) {
+            return Ok(());
         }
-        if changed {
-            let mut record = self.record();
-            match request.kind {
-                ConversionKind::Explicit => record.explicit += 1,
-                ConversionKind::Implicit => record.implicit += 1,
-                ConversionKind::Host => record.host += 1,
+        let result = self.wait_for_turn(request.kind).and_then(|()| self.convert_range(request.range, request.to));
+        self.count(request.kind, result)
+    }
+
+    /// Makes all of RAM private, once the guest holds in private memory all that it needs. No policy forbids it.
+    ///
+    /// # Errors
+    /// A conversion that failed; the guest can't go on.
+    pub fn make_all_private(&self) -> Result<(), ConversionError> {
+        for ram in self.layout.ranges() {
+            let result = self.convert_range(ram.gpa, PageState::Private);
+            self.count(ConversionKind::Host, result)?;
+        }
+        Ok(())
+    }
+
+    fn count(&self, kind: ConversionKind, result: Result<bool, ConversionError>) -> Result<(), ConversionError> {
+        match result {
+            Ok(true) => self.counters.count_conversion(kind),
+            Ok(false) => {}
+            Err(error) => {
+                self.counters.count_failure();
+                return Err(error);
             }
         }
         Ok(())
     }
 
-    /// Converts the next runs among the pages `first..end` of the backings, as many as fit into one turn at the lock.
-    fn convert_batch(
-        &self,
-        record: &mut Record,
-        request: ConversionRequest,
-        ram: &RamRange,
-        first: u64,
-        end: u64,
-    ) -> Result<Progress, ConversionError> {
-        if record.inconsistent || self.ending.load(Ordering::Acquire) {
-            return Err(ConversionError::Stopped);
-        }
-        if request.to == PageState::Private {
-            refuse_lent(record, request.range)?;
-        }
-        let mut progress = Progress { first, changed: false };
-        for _ in 0..RUNS_PER_BATCH {
-            let Some((run, run_end)) = record.map.runs(progress.first, end, request.to.other()).next() else {
-                progress.first = end;
-                break;
-            };
-            self.convert_run(ram, run, run_end, request.to)?;
-            record.map.set(run, run_end, request.to);
-            progress = Progress { first: run_end, changed: true };
-        }
-        Ok(progress)
+    /// Whether all of this range has this state. What is not RAM is shared.
+    fn is_all(&self, range: GpaRange, state: PageState) -> bool {
+        let plane = self.devices.guards().plane();
+        self.layout.split(range).all(|(ram, part)| {
+            PageRange::touched(ram.backing_offset(part.start()), part.len())
+                .is_some_and(|pages| plane.is_all(pages, state))
+        })
     }
 
-    /// Converts the pages `first..end` of the backings, all of which lie in `ram` and have the other state.
-    fn convert_run(&self, ram: &RamRange, first: u64, end: u64, to: PageState) -> Result<(), ConversionError> {
-        let start = ram.gpa.start() + (first * PAGE_SIZE - ram.offset);
-        let out_of_range = |source: hypervisor::RangeError, range| ConversionError::Failed {
-            range,
-            to,
-            source: hypervisor::Error::from(source),
+    fn wait_for_turn(&self, kind: ConversionKind) -> Result<(), ConversionError> {
+        let now = Instant::now();
+        let turn = match self.policy.load().rule(kind) {
+            Rule::Allow => return Ok(()),
+            Rule::Refuse => return Err(ConversionError::Refused { kind }),
+            Rule::Limit { per_second } => now + self.turns.take(kind, per_second, now),
         };
-        let range = GpaRange::new(start, (end - first) * PAGE_SIZE).map_err(|source| out_of_range(source, ram.gpa))?;
-        let steps = ram.conversion(range, to).map_err(|source| out_of_range(source, range))?;
-        for (done, step) in steps.iter().enumerate() {
-            if let Err(source) = self.perform(step) {
-                // A step that says "again" has done a part of its work.
-                let partly = matches!(
-                    source,
-                    hypervisor::Error::Attribute { source: hypervisor::AttributeError::Again { .. }, .. }
-                );
-                self.undo(range, &steps[..done + usize::from(partly)])?;
-                return Err(ConversionError::Failed { range, to, source });
+        loop {
+            let left = turn.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            if self.is_ending() {
+                return Err(ConversionError::Stopped);
+            }
+            std::thread::sleep(left.min(NAP));
+        }
+    }
+
+    /// Returns whether any page changed.
+    fn convert_range(&self, range: GpaRange, to: PageState) -> Result<bool, ConversionError> {
+        let mut changed = false;
+        if to == PageState::Private {
+            // All of it is refused, not only the piece with the lent page.
+            self.running_ledger()?.lent.check(range)?;
+        }
+        self.discards.check_limit().map_err(|source| ConversionError::Owed { range, source })?;
+        for (ram, part) in self.layout.split(range) {
+            let mut rest = PageRange::touched(ram.backing_offset(part.start()), part.len());
+            while let Some(pages) = rest {
+                let converted = match to {
+                    PageState::Private => self.next_to_private(ram, pages)?,
+                    PageState::Shared => self.next_to_shared(ram, pages)?,
+                };
+                let Some(converted) = converted else { break };
+                changed = true;
+                rest = PageRange::new(converted.end(), pages.end());
             }
         }
-        Ok(())
+        Ok(changed)
     }
 
-    fn perform(&self, step: &Step) -> hypervisor::Result<()> {
-        match *step {
-            Step::SetAttribute { range, state } => self.vm.set_attribute(range, state),
-            Step::Discard { side, offset, size } => match self.backing(side) {
-                Some(backing) => self.vm.discard(&backing, offset, size),
-                None => Ok(()),
-            },
-        }
-    }
-
-    fn undo(&self, range: GpaRange, done: &[Step]) -> Result<(), ConversionError> {
-        for step in done.iter().rev() {
-            // A discard is always last, so it is never among what is undone.
-            if let Step::SetAttribute { range: place, state } = *step {
-                let undone = self.vm.set_attribute(place, state.other());
-                undone.map_err(|source| ConversionError::Inconsistent { range, source })?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Refuses to make pages private that KVM writes to: it would go on writing to their shared backing.
-fn refuse_lent(record: &Record, range: GpaRange) -> Result<(), ConversionError> {
-    let lent = |memory| pages_of(memory).is_some_and(|pages| pages.intersection(range).is_some());
-    match record.paravirtual.iter().find(|(_, memory)| lent(*memory)) {
-        Some(((vcpu, facility), _)) => Err(ConversionError::Lent { range, vcpu: *vcpu, facility: *facility }),
-        None => Ok(()),
+    /// Settles what is owed for a piece, so that it can be converted.
+    fn settle_for(&self, piece: &Piece<'_>) -> Result<(), ConversionError> {
+        let settled = self.discards.settle_all_in(piece.pages, || self.is_ending());
+        settled.map_err(|source| ConversionError::Owed { range: piece.gpa, source })
     }
 }

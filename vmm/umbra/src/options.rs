@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use arch::x86_64::Isolation;
 use vmm::config::{MemoryConfig, SerialConfig};
+use vmm::memory::conversion::{Policy, Rule};
 
 /// The `key=value` pairs of one option, each key at most once and one of `known`.
 fn pairs<'a>(text: &'a str, known: &[&str]) -> Result<Vec<(&'a str, &'a str)>, String> {
@@ -53,6 +54,32 @@ pub fn memory(text: &str) -> Result<MemoryConfig, String> {
         }
     }
     Ok(config)
+}
+
+/// `--conversions implicit=refuse,explicit=100/s`
+pub fn conversions(text: &str) -> Result<Policy, String> {
+    let mut policy = Policy::default();
+    for (kind, value) in pairs(text, &["explicit", "implicit", "host"])? {
+        let rule = rule(value)?;
+        match kind {
+            "explicit" => policy.explicit = rule,
+            "implicit" => policy.implicit = rule,
+            _ => policy.host = rule,
+        }
+    }
+    Ok(policy)
+}
+
+fn rule(value: &str) -> Result<Rule, String> {
+    match value {
+        "allow" => Ok(Rule::Allow),
+        "refuse" => Ok(Rule::Refuse),
+        _ => value
+            .strip_suffix("/s")
+            .and_then(|number| number.parse().ok())
+            .map(|per_second| Rule::Limit { per_second })
+            .ok_or_else(|| format!("{value:?} is no rule: choose allow, refuse, or a number above zero and /s")),
+    }
 }
 
 /// How many processors; one, so far.
@@ -130,6 +157,18 @@ mod tests {
         assert!(memory("1G").unwrap_err().contains("key=value"));
         assert!(memory("unmappable=maybe").unwrap_err().contains("maybe"));
         assert_eq!(memory("size=1G,unmappable=on"), Ok(MemoryConfig { size: 1 << 30, unmappable: Some(true) }));
+    }
+
+    #[test]
+    fn conversions_have_a_rule_for_each_kind() {
+        let limit = |per_second: u32| Rule::Limit { per_second: per_second.try_into().unwrap() };
+        let policy = conversions("implicit=refuse,explicit=100/s").unwrap();
+        assert_eq!(policy, Policy { explicit: limit(100), implicit: Rule::Refuse, host: Rule::Allow });
+        for bad in
+            ["implicit", "implicit=no", "explicit=0/s", "explicit=-1/s", "explicit=5", "host=9999999999/s", "x=allow"]
+        {
+            assert!(conversions(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

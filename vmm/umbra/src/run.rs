@@ -13,6 +13,7 @@ use vmm::config::{MemoryConfig, SerialConfig, VmConfig};
 use vmm::console::Output;
 use vmm::events::EventMonitor;
 use vmm::machine::MachineHandle;
+use vmm::memory::conversion::Policy;
 use vmm::{Machine, Stop};
 
 use crate::options::{self, Cpus, Platform};
@@ -53,6 +54,15 @@ pub struct Args {
         value_parser = options::platform
     )]
     platform: Platform,
+    /// What conversions of guest memory may do, by what asks for them: an announcement of the guest's (explicit), an access
+    /// that contradicts a page's state (implicit), the operator (host). N/s allows N each second, and lets the rest wait.
+    #[arg(
+        long,
+        value_name = "[explicit|implicit|host]=allow|refuse|N/s,...",
+        default_value = "explicit=allow,implicit=allow,host=allow",
+        value_parser = options::conversions
+    )]
+    conversions: Policy,
     /// Write what happens to the machine as JSON objects, in Cloud Hypervisor's format.
     #[arg(long, value_name = "path=PATH", value_parser = options::event_monitor)]
     event_monitor: Option<PathBuf>,
@@ -70,13 +80,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         command_line: args.cmdline.clone(),
         memory: args.memory.clone(),
         isolation: args.platform.isolation,
+        conversions: args.conversions,
         serial: args.serial.clone(),
     };
     // Caught from here on, acted upon once there is a machine.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context("cannot handle signals")?;
     let hypervisor = KvmHypervisor::open()?;
     let output = Output::new(config.serial.clone());
-    let mut machine = Machine::build(&hypervisor, &config, &output)?;
     let events = match &args.event_monitor {
         Some(path) => {
             Some(File::create(path).with_context(|| format!("cannot create event monitor {}", path.display()))?)
@@ -84,6 +94,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let events = Arc::new(EventMonitor::new(events));
+    let mut machine = Machine::build(&hypervisor, &config, &output, &events)?;
     let current = Current::default();
     handle_signals(signals, &current, &events)?;
     loop {
@@ -94,7 +105,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         match stop {
             Stop::Reset if !current.is_ending() => {
                 tracing::info!("the guest reset the machine: booting it anew");
-                machine = Machine::build(&hypervisor, &config, &output)?;
+                machine = Machine::build(&hypervisor, &config, &output, &events)?;
             }
             _ => return Ok(ExitCode::SUCCESS),
         }

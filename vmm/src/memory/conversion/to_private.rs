@@ -1,0 +1,206 @@
+//! To private: nobody but the guest is at the pages before they become private.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use arch::x86_64::memory_layout::RamRange;
+use hypervisor::PageState::{Private, Shared};
+
+use super::{ConversionError, ConversionListener, Piece};
+use crate::memory::GuestRam;
+use crate::memory::discards::Debt;
+use crate::memory::event::MemoryEvent;
+use crate::memory::guarded::{ChangeError, PageRange, Quiesced, Revoked, Waiting};
+use crate::memory::ledger::Ledger;
+
+/// No device and no listener is at the pages, and none gets at them.
+#[must_use]
+struct Unmapped(Quiesced);
+
+/// The same, and KVM's attribute says private.
+#[must_use]
+struct Flipped(Unmapped);
+
+/// Takes the pages away from all who map them: in reverse order, the last first.
+fn unmap(quiesced: Quiesced, piece: &Piece<'_>, listeners: &[Arc<dyn ConversionListener>]) -> Unmapped {
+    listeners.iter().rev().for_each(|listener| listener.unmap(piece.gpa));
+    Unmapped(quiesced)
+}
+
+impl GuestRam {
+    /// Converts the first piece of shared pages among these. `None` if there is none.
+    pub(super) fn next_to_private(
+        &self,
+        ram: &RamRange,
+        pages: PageRange,
+    ) -> Result<Option<PageRange>, ConversionError> {
+        let Some((piece, revoked, listeners)) = self.revoke_next(ram, pages)? else { return Ok(None) };
+        let quiesced = self.quiesce_piece(&piece, revoked)?;
+        let unmapped = unmap(quiesced, &piece, &listeners);
+        let mut ledger = self.ledger();
+        let result = match self.flip_unmapped(&mut ledger, &piece, unmapped) {
+            Ok(flipped) => Ok(self.publish_private(&mut ledger, &piece, flipped)),
+            Err((unmapped, error)) => {
+                give_back(&mut ledger, &piece, unmapped);
+                Err(error)
+            }
+        };
+        drop(ledger);
+        self.conversion_ended.notify_all();
+        self.discards.settle(result?);
+        Ok(Some(piece.pages))
+    }
+
+    /// Revokes the first piece of shared pages among these. Returns the listeners of that moment: one that is added later
+    /// never gets pages that are on their way to private.
+    #[expect(clippy::type_complexity, reason = "the three belong to one moment, and nobody else needs them")]
+    fn revoke_next<'a>(
+        &self,
+        ram: &'a RamRange,
+        pages: PageRange,
+    ) -> Result<Option<(Piece<'a>, Revoked, Arc<[Arc<dyn ConversionListener>]>)>, ConversionError> {
+        let mut ledger = self.running_ledger()?;
+        loop {
+            let Some(run) = ledger.writer.runs(pages).find(|run| run.state == Shared) else { return Ok(None) };
+            let failed = |source| ConversionError::Failed { range: ram.gpa, to: Private, source };
+            let piece = Piece::first_of(ram, run.pages).map_err(|source| failed(source.into()))?;
+            if run.converting {
+                ledger = self.wait_for_others(ledger)?;
+                continue;
+            }
+            ledger.lent.check(piece.gpa)?;
+            if self.discards.is_owed(piece.pages) {
+                drop(ledger);
+                self.settle_for(&piece)?;
+                ledger = self.running_ledger()?;
+                continue;
+            }
+            match ledger.writer.revoke(piece.pages) {
+                Ok(revoked) => return Ok(Some((piece, revoked, ledger.listeners.clone()))),
+                Err(ChangeError::InFlight { .. } | ChangeError::Full { .. }) => {
+                    ledger = self.wait_for_others(ledger)?
+                }
+                Err(source) => return Err(ConversionError::Map { range: piece.gpa, source }),
+            }
+        }
+    }
+
+    fn quiesce_piece(&self, piece: &Piece<'_>, revoked: Revoked) -> Result<Quiesced, ConversionError> {
+        let report = &mut |waiting: &Waiting| self.report_wait(piece, waiting);
+        revoked.quiesce(&*self.quiesce, self.devices.guards(), report).map_err(|revoked| {
+            self.ledger().writer.restore(revoked);
+            self.conversion_ended.notify_all();
+            ConversionError::Stopped
+        })
+    }
+
+    /// A conversion waits for a device for as long as it takes, unless the machine is ending.
+    fn report_wait(&self, piece: &Piece<'_>, waiting: &Waiting) -> ControlFlow<()> {
+        self.counters.count_wait();
+        let Waiting { waited, owner, .. } = waiting;
+        tracing::warn!("the conversion of {} to private has been waiting for {owner} for {waited:.1?}", piece.gpa);
+        (self.observer)(&MemoryEvent::Waiting { range: piece.gpa, waited: *waited, owner });
+        if self.is_ending() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn flip_unmapped(
+        &self,
+        ledger: &mut Ledger,
+        piece: &Piece<'_>,
+        unmapped: Unmapped,
+    ) -> Result<Flipped, (Unmapped, ConversionError)> {
+        match self.flip(ledger, piece, Private) {
+            Ok(()) => Ok(Flipped(unmapped)),
+            Err(error) => Err((unmapped, error)),
+        }
+    }
+
+    /// From here on the pages are private. What they leave is owed from the same moment on.
+    fn publish_private(&self, ledger: &mut Ledger, piece: &Piece<'_>, flipped: Flipped) -> Debt {
+        let Flipped(Unmapped(quiesced)) = flipped;
+        ledger.writer.commit(quiesced);
+        self.discards.owe(self.whole_huge_pages(ledger, piece.pages), Shared)
+    }
+
+    /// These pages, with the rest of the huge pages that they are part of where all of that is private, too: a huge page goes
+    /// back only whole.
+    fn whole_huge_pages(&self, ledger: &Ledger, pages: PageRange) -> PageRange {
+        let size = self.huge_page_pages;
+        if size <= 1 {
+            return pages;
+        }
+        let all_private = |from, to| match PageRange::new(from, to) {
+            None => true,
+            Some(rest) => ledger.writer.runs(rest).all(|run| run.state == Private),
+        };
+        let mut first = pages.first() / size * size;
+        if !all_private(first, pages.first()) {
+            first = pages.first();
+        }
+        let mut end = (pages.end().div_ceil(size) * size).min(self.devices.guards().plane().pages());
+        if !all_private(pages.end(), end) {
+            end = pages.end();
+        }
+        PageRange::new(first, end).unwrap_or(pages)
+    }
+
+    /// Undoes a conversion to shared that a listener refused: the pages become private again, with what they held.
+    /// `debt` is what the conversion owes.
+    pub(super) fn take_back(&self, piece: &Piece<'_>, debt: Debt) {
+        // As long as the debt is held, nobody else converts these pages.
+        let Ok((revoked, listeners)) = self.revoke_again(piece) else {
+            self.discards.settle(debt);
+            return;
+        };
+        let Ok(quiesced) = self.quiesce_piece(piece, revoked) else {
+            self.discards.settle(debt);
+            return;
+        };
+        let unmapped = unmap(quiesced, piece, &listeners);
+        let mut ledger = self.ledger();
+        let settled = match self.flip_unmapped(&mut ledger, piece, unmapped) {
+            Ok(flipped) => {
+                self.discards.forgive(debt);
+                self.publish_private(&mut ledger, piece, flipped)
+            }
+            Err((Unmapped(quiesced), error)) => {
+                // They stay shared, without the listener: everything agrees, and no device gets at more than before.
+                tracing::warn!("{} stays shared: {}", piece.gpa, crate::error::chain(&error));
+                ledger.writer.restore(quiesced);
+                debt
+            }
+        };
+        drop(ledger);
+        self.conversion_ended.notify_all();
+        self.discards.settle(settled);
+    }
+
+    #[expect(clippy::type_complexity, reason = "the two belong to one moment, and nobody else needs them")]
+    fn revoke_again(
+        &self,
+        piece: &Piece<'_>,
+    ) -> Result<(Revoked, Arc<[Arc<dyn ConversionListener>]>), ConversionError> {
+        let mut ledger = self.running_ledger()?;
+        loop {
+            match ledger.writer.revoke(piece.pages) {
+                Ok(revoked) => return Ok((revoked, ledger.listeners.clone())),
+                Err(ChangeError::Full { .. } | ChangeError::InFlight { .. }) => {
+                    ledger = self.wait_for_others(ledger)?
+                }
+                Err(source) => return Err(ConversionError::Map { range: piece.gpa, source }),
+            }
+        }
+    }
+}
+
+/// Undoes a conversion to private whose attribute could not be set: the listeners of now get the pages back, then devices.
+fn give_back(ledger: &mut Ledger, piece: &Piece<'_>, unmapped: Unmapped) {
+    let Unmapped(quiesced) = unmapped;
+    for listener in ledger.listeners.iter() {
+        // It had them a moment ago. Without them it does less than it may, never more.
+        if let Err(error) = listener.map(piece.gpa) {
+            tracing::warn!("{} can't map {} again: {error}", listener.name(), piece.gpa);
+        }
+    }
+    ledger.writer.restore(quiesced);
+}

@@ -1,0 +1,75 @@
+//! To shared: nobody but the guest gets at the pages before they are shared.
+
+use std::sync::Arc;
+
+use arch::x86_64::memory_layout::RamRange;
+use hypervisor::PageState::{Private, Shared};
+
+use super::{ConversionError, ConversionListener, Piece};
+use crate::memory::GuestRam;
+use crate::memory::discards::Debt;
+use crate::memory::guarded::PageRange;
+
+/// Pages that are shared, which not all listeners know yet.
+#[must_use]
+struct Published {
+    /// What the pages left. While it is owed, nobody converts them back.
+    debt: Debt,
+    /// Who is to map them.
+    listeners: Arc<[Arc<dyn ConversionListener>]>,
+}
+
+impl GuestRam {
+    /// Converts the first piece of private pages among these. `None` if there is none.
+    pub(super) fn next_to_shared(
+        &self,
+        ram: &RamRange,
+        pages: PageRange,
+    ) -> Result<Option<PageRange>, ConversionError> {
+        let Some((piece, published)) = self.publish_next(ram, pages)? else { return Ok(None) };
+        let debt = self.map(&piece, published)?;
+        self.discards.settle(debt);
+        Ok(Some(piece.pages))
+    }
+
+    /// Sets the attribute of the first piece of private pages among these, and publishes it.
+    fn publish_next<'a>(
+        &self,
+        ram: &'a RamRange,
+        pages: PageRange,
+    ) -> Result<Option<(Piece<'a>, Published)>, ConversionError> {
+        let mut ledger = self.running_ledger()?;
+        loop {
+            let Some(run) = ledger.writer.runs(pages).find(|run| run.state == Private) else { return Ok(None) };
+            let failed = |source| ConversionError::Failed { range: ram.gpa, to: Shared, source };
+            let piece = Piece::first_of(ram, run.pages).map_err(|source| failed(source.into()))?;
+            if self.discards.is_owed(piece.pages) {
+                drop(ledger);
+                self.settle_for(&piece)?;
+                ledger = self.running_ledger()?;
+                continue;
+            }
+            self.flip(&mut ledger, &piece, Shared)?;
+            if let Err(source) = ledger.writer.share(piece.pages) {
+                self.flip(&mut ledger, &piece, Private)?;
+                return Err(ConversionError::Map { range: piece.gpa, source });
+            }
+            let debt = self.discards.owe(piece.pages, Private);
+            return Ok(Some((piece, Published { debt, listeners: ledger.listeners.clone() })));
+        }
+    }
+
+    /// Lets each listener map the pages, or takes them back from all.
+    fn map(&self, piece: &Piece<'_>, published: Published) -> Result<Debt, ConversionError> {
+        let Published { debt, listeners } = published;
+        for listener in listeners.iter() {
+            if let Err(source) = listener.map(piece.gpa) {
+                // Unmapping what is not mapped does nothing, so all of them are told.
+                self.take_back(piece, debt);
+                let listener = listener.name().to_owned();
+                return Err(ConversionError::Unmappable { range: piece.gpa, listener, source });
+            }
+        }
+        Ok(debt)
+    }
+}
