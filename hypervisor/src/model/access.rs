@@ -44,6 +44,8 @@ pub(super) enum Left {
 pub(super) struct Current {
     pub(super) action: Action,
     pub(super) left: Option<Left>,
+    /// How often its script had been cleared when it began.
+    pub(super) cleared: u64,
     /// Bytes of an access that are done.
     done: usize,
     /// What it read so far.
@@ -51,8 +53,8 @@ pub(super) struct Current {
 }
 
 impl Current {
-    pub(super) fn new(action: Action) -> Self {
-        Self { action, left: None, done: 0, read: Vec::new() }
+    pub(super) fn new((cleared, action): (u64, Action)) -> Self {
+        Self { action, left: None, cleared, done: 0, read: Vec::new() }
     }
 
     /// Goes on with an access to so many bytes. Where no memory is, `data` gets what the VMM is to take or to fill.

@@ -102,6 +102,8 @@ pub enum Outcome {
 struct State {
     actions: VecDeque<Action>,
     outcomes: Vec<Outcome>,
+    /// How often the script was cleared.
+    cleared: u64,
 }
 
 /// The script of one vCPU: a queue of actions, and the outcomes so far. Clones are the same one, and it may grow while
@@ -130,13 +132,22 @@ impl Script {
         self.state().actions.len()
     }
 
-    /// Forgets the actions that the vCPU has not begun.
+    /// Forgets all actions. The one in progress is given up when the vCPU runs next, and has no outcome.
     pub fn clear(&self) {
-        self.state().actions.clear();
+        let mut state = self.state();
+        state.actions.clear();
+        state.cleared += 1;
     }
 
-    pub(super) fn next(&self) -> Option<Action> {
-        self.state().actions.pop_front()
+    /// The next action, and what [`Script::cleared`] says of it.
+    pub(super) fn next(&self) -> Option<(u64, Action)> {
+        let mut state = self.state();
+        Some((state.cleared, state.actions.pop_front()?))
+    }
+
+    /// How often the script was cleared: an action that was begun before the last time is given up.
+    pub(super) fn cleared(&self) -> u64 {
+        self.state().cleared
     }
 
     pub(super) fn record(&self, outcome: Outcome) {

@@ -56,6 +56,8 @@ impl ModelVcpu {
 
     /// Works until something is for the VMM.
     fn work(&mut self) -> Result<Stop> {
+        let cleared = self.script.cleared();
+        self.current.take_if(|current| current.cleared != cleared);
         loop {
             let next = || self.script.next().map(Current::new);
             let Some(mut current) = self.current.take().or_else(next) else { return Ok(Stop::Halt) };

@@ -2,12 +2,13 @@
 //!
 //! Four test binaries use it. `facts` pins down what the kernel does when it is asked directly, illegal arguments
 //! included: what the rest of the project relies on ([`raw`]). `contracts` goes through the traits of the `hypervisor`
-//! crate, with a guest that touches pages ([`guest`], [`memory`]). `hostile` and `command_line` run the `umbra` program
+//! crate, with a guest that touches pages, on KVM and on the model ([`backend`], [`guest`], [`memory`]). `hostile` and `command_line` run the `umbra` program
 //! itself ([`umbra`]): the one with a guest that does what no guest should ([`hostile`]), the other with bad arguments.
 //!
 //! A test that the host can't run is reported as ignored, with the reason in one line, and never as passed
 //! ([`requirement`], [`trial`]). Inside the lab (`UMBRA_LAB=1`) everything is offered, so there it fails.
 
+pub mod backend;
 pub mod expect;
 pub mod guest;
 pub mod hostile;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use hypervisor::model::allocated;
 use hypervisor::{Backing, GpaRange, GuestMemfd, PAGE_SIZE, PageState, Region, SharedMemory, Slice, Vm};
 use vm_memory::{Bytes, VolatileMemory};
 
@@ -82,11 +83,19 @@ impl TestMemory {
 
     /// Gives back what is behind a part of it in this state.
     pub fn discard(&self, part: GpaRange, state: PageState) -> anyhow::Result<()> {
-        let backing = match state {
+        Ok(self.vm.discard(&self.backing(state)?, part.start() - self.range.start(), part.len())?)
+    }
+
+    /// How many bytes of memory are behind it in this state. KVM does not tell that of private memory.
+    pub fn held(&self, state: PageState) -> anyhow::Result<u64> {
+        Ok(allocated(&self.backing(state)?)?.iter().map(|run| run.end - run.start).sum())
+    }
+
+    fn backing(&self, state: PageState) -> anyhow::Result<Backing> {
+        Ok(match state {
             PageState::Shared => Backing::Shared(self.shared.clone()),
             PageState::Private => Backing::Private(self.private.clone().context("there is no guest_memfd")?),
-        };
-        Ok(self.vm.discard(&backing, part.start() - self.range.start(), part.len())?)
+        })
     }
 
     /// The host writes a part of it.

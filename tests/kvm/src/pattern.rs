@@ -17,11 +17,16 @@ pub struct Pattern {
 
 impl Pattern {
     /// Memory that nobody has written, or that was discarded.
-    pub const ZEROS: Self = Self { mask: 0, seed: 0 };
+    pub const ZEROS: Self = Self::everywhere(0);
 
     /// A pattern of its own for each seed.
     pub const fn new(seed: u32) -> Self {
         Self { mask: u32::MAX, seed }
+    }
+
+    /// The same word everywhere, so that memory can be recognised at another address.
+    pub const fn everywhere(word: u32) -> Self {
+        Self { mask: 0, seed: word }
     }
 
     /// The word at this address, of which the lower 32 bits count.

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 pub mod build;
+pub mod fuzz;
 pub mod sh;
 pub mod test;
 

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{build, sh, test};
+use crate::commands::{build, fuzz, sh, test};
 use crate::options::Options;
 
 /// A nested host with real KVM memory attributes, on any x86-64 machine
@@ -46,6 +46,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo lab demo                      boot Debian in unmappable memory and look for its secret
   cargo lab test                      run all tests, those for real KVM inside
+  cargo lab fuzz conversion_request   look for inputs that break it, for a minute
   cargo lab sh                        a shell inside
   cargo lab sh -- ls -l /dev/kvm      one command inside
   cargo lab build                     only make everything ready";
@@ -56,6 +57,8 @@ enum Command {
     Demo(demo::Args),
     /// Run all tests: those of the workspace here, those for real KVM inside
     Test(test::Args),
+    /// Feed one of the fuzz targets for some time, on this machine
+    Fuzz(fuzz::Args),
     /// Run a shell or a command inside
     Sh(sh::Args),
     /// Make everything ready that the other commands need
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
     let result = interrupt::handle_signals().and_then(|()| match &arguments.command {
         Command::Demo(args) => demo::run(args, options),
         Command::Test(args) => test::run(args, options),
+        Command::Fuzz(args) => fuzz::run(args, options),
         Command::Sh(args) => sh::run(args, options),
         Command::Build(args) => build::run(args, options),
         Command::Inside(args) => inside::run(args),

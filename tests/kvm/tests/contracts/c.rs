@@ -1,18 +1,17 @@
 //! C: conversions.
 
 use anyhow::Context;
+use hypervisor::GpaRange;
 use hypervisor::PageState::{Private, Shared};
-use hypervisor::{GpaRange, Hypervisor};
 use kvm_tests::PAGE;
+use kvm_tests::backend::Backend;
 use kvm_tests::guest::Guest;
 use kvm_tests::memory::TestMemory;
 use kvm_tests::pattern::Pattern;
 
-use crate::{Contract, create_vm};
+use crate::{BASE, Contract};
 
 const MIB: u64 = 1 << 20;
-/// Where the memory under test lies; KVM can map all of it in pages of 2 MiB.
-const BASE: u64 = 1 << 30;
 const SIZE: u64 = 5 * MIB;
 
 /// What the host wrote, and the guest in a page's private and shared state.
@@ -30,17 +29,17 @@ pub const CONTRACTS: &[Contract] = &[
 ];
 
 /// A guest with memory that holds the host's pattern.
-fn guest_with_memory(hypervisor: &dyn Hypervisor) -> anyhow::Result<(Guest, TestMemory)> {
-    let vm = create_vm(hypervisor)?;
-    let guest = Guest::new(&*vm, 0)?;
-    let memory = TestMemory::with_both_backings(&vm, 1, GpaRange::new(BASE, SIZE)?)?;
+fn guest_with_memory(backend: &Backend) -> anyhow::Result<(Box<dyn Guest>, TestMemory)> {
+    let vm = backend.create_private_vm()?;
+    let guest = vm.guest(0, 0)?;
+    let memory = TestMemory::with_both_backings(vm.vm(), 1, GpaRange::new(BASE, SIZE)?)?;
     memory.host_writes(memory.all(), HOST)?;
     Ok((guest, memory))
 }
 
 /// Without a word from anybody, guest and host see each other's writes.
-fn c1(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
-    let (mut guest, memory) = guest_with_memory(hypervisor)?;
+fn c1(backend: &Backend) -> anyhow::Result<()> {
+    let (mut guest, memory) = guest_with_memory(backend)?;
     guest.sees(memory.all(), HOST)?.done()?;
     guest.writes(memory.all(), GUEST_SHARED)?.done()?;
     memory.host_sees(memory.all(), GUEST_SHARED)?;
@@ -49,17 +48,17 @@ fn c1(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
 }
 
 /// What the guest writes to a private range, the host never sees; around it nothing changes.
-fn c2(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
+fn c2(backend: &Backend) -> anyhow::Result<()> {
     let sizes = [(0, PAGE), (0, 2 * MIB), (PAGE, PAGE), (PAGE, 2 * MIB), (2 * MIB, PAGE)];
     for (offset, size) in sizes {
-        let (mut guest, memory) = guest_with_memory(hypervisor)?;
+        let (mut guest, memory) = guest_with_memory(backend)?;
         let range = memory.part(offset, size)?;
-        private_range_is_hidden(&mut guest, &memory, range).with_context(|| format!("with {range} private"))?;
+        private_range_is_hidden(&mut *guest, &memory, range).with_context(|| format!("with {range} private"))?;
     }
     Ok(())
 }
 
-fn private_range_is_hidden(guest: &mut Guest, memory: &TestMemory, range: GpaRange) -> anyhow::Result<()> {
+fn private_range_is_hidden(guest: &mut dyn Guest, memory: &TestMemory, range: GpaRange) -> anyhow::Result<()> {
     // The guest has it mapped, so that the conversion must take that mapping away.
     guest.sees(memory.all(), HOST)?.done()?;
     memory.set(range, Private)?;
@@ -76,8 +75,8 @@ fn private_range_is_hidden(guest: &mut Guest, memory: &TestMemory, range: GpaRan
 }
 
 /// Odd pages of a private range go back to shared, one by one; even pages stay private.
-fn c3(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
-    let (mut guest, memory) = guest_with_memory(hypervisor)?;
+fn c3(backend: &Backend) -> anyhow::Result<()> {
+    let (mut guest, memory) = guest_with_memory(backend)?;
     let range = memory.part(MIB, 2 * MIB)?;
     memory.set(range, Private)?;
     guest.writes(range, GUEST_PRIVATE)?.done()?;
@@ -101,8 +100,8 @@ fn c3(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
 }
 
 /// A range that was private, some of its pages already back, is all shared after one call.
-fn c4(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
-    let (mut guest, memory) = guest_with_memory(hypervisor)?;
+fn c4(backend: &Backend) -> anyhow::Result<()> {
+    let (mut guest, memory) = guest_with_memory(backend)?;
     let range = memory.part(PAGE, 4 * MIB)?;
     memory.set(range, Private)?;
     guest.writes(range, GUEST_PRIVATE)?.done()?;
@@ -114,8 +113,8 @@ fn c4(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
 }
 
 /// Both sides of a range keep their contents through conversions; the side that is discarded comes back as zeros.
-fn c5(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
-    let (mut guest, memory) = guest_with_memory(hypervisor)?;
+fn c5(backend: &Backend) -> anyhow::Result<()> {
+    let (mut guest, memory) = guest_with_memory(backend)?;
     let (kept, discarded) = (memory.part(0, MIB)?, memory.part(MIB, MIB)?);
     let both = memory.part(0, 2 * MIB)?;
     memory.set(both, Private)?;
@@ -135,8 +134,8 @@ fn c5(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
 }
 
 /// A discard without a conversion makes zeros of that page, for a guest that has it mapped, and of no other.
-fn c6(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
-    let (mut guest, memory) = guest_with_memory(hypervisor)?;
+fn c6(backend: &Backend) -> anyhow::Result<()> {
+    let (mut guest, memory) = guest_with_memory(backend)?;
     let page = memory.part(2 * MIB, PAGE)?;
     guest.sees(memory.all(), HOST)?.done()?;
     memory.discard(page, Shared)?;

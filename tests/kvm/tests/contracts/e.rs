@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use hypervisor::PageState::{Private, Shared};
-use hypervisor::{GpaRange, Hypervisor};
+use hypervisor::{GpaRange, Region, Slice};
 use kvm_tests::PAGE;
+use kvm_tests::backend::Backend;
 use kvm_tests::expect;
-use kvm_tests::guest::Guest;
+use kvm_tests::guest::Outcome;
 use kvm_tests::memory::TestMemory;
-use kvm_tests::pattern::Pattern;
+use kvm_tests::pattern::{LINE, Pattern};
 
-use crate::{Contract, create_vm};
+use crate::{BASE, Contract};
 
-const BASE: u64 = 1 << 30;
 const SIZE: u64 = 16 * PAGE;
 /// Far more than it takes; the guest that is waited for is stuck then.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -23,14 +23,17 @@ const GUEST: Pattern = Pattern::new(0x6e57_0000);
 pub const CONTRACTS: &[Contract] = &[
     ("e1_a_slot_removed_while_the_guest_reads_it_privately_is_a_private_fault", e1),
     ("e2_a_private_page_without_a_guest_memfd_is_a_private_fault", e2),
+    ("e3_a_general_protection_fault_comes_before_the_access_that_faulted", e3),
+    ("e4_a_shared_page_without_a_backing_is_an_error_without_an_address", e4),
+    ("e5_a_shared_access_without_a_slot_is_mmio", e5),
 ];
 
 /// The slot goes while the guest reads: it exits with the page it reads, as a private access. Attributes and contents
 /// outlive the slot: added again, it is private and as it was.
-fn e1(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
-    let vm = create_vm(hypervisor)?;
-    let mut guest = Guest::new(&*vm, 0)?;
-    let memory = TestMemory::with_both_backings(&vm, 1, GpaRange::new(BASE, SIZE)?)?;
+fn e1(backend: &Backend) -> anyhow::Result<()> {
+    let vm = backend.create_private_vm()?;
+    let mut guest = vm.guest(0, 0)?;
+    let memory = TestMemory::with_both_backings(vm.vm(), 1, GpaRange::new(BASE, SIZE)?)?;
     memory.set(memory.all(), Private)?;
     guest.writes(memory.all(), GUEST)?.done()?;
 
@@ -48,10 +51,10 @@ fn e1(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
 
 /// A private page in a slot that has no guest_memfd stops reads and writes, and nothing else does; shared again, the
 /// access that was stopped goes through.
-fn e2(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
-    let vm = create_vm(hypervisor)?;
-    let mut guest = Guest::new(&*vm, 0)?;
-    let memory = TestMemory::without_guest_memfd(&vm, 1, GpaRange::new(BASE, SIZE)?)?;
+fn e2(backend: &Backend) -> anyhow::Result<()> {
+    let vm = backend.create_private_vm()?;
+    let mut guest = vm.guest(0, 0)?;
+    let memory = TestMemory::without_guest_memfd(vm.vm(), 1, GpaRange::new(BASE, SIZE)?)?;
     memory.host_writes(memory.all(), HOST)?;
     let page = memory.part(3 * PAGE, PAGE)?;
     guest.sees(memory.all(), HOST)?.done()?;
@@ -67,4 +70,59 @@ fn e2(hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
     guest.resume()?.private_fault_at(page)?;
     memory.set(page, Shared)?;
     guest.resume()?.done()
+}
+
+/// The guest is told that its access was refused: it takes the fault at that very instruction, nothing is written, and
+/// it can go on with something else.
+fn e3(backend: &Backend) -> anyhow::Result<()> {
+    let vm = backend.create_private_vm()?;
+    let mut guest = vm.guest(0, 0)?;
+    let memory = TestMemory::without_guest_memfd(vm.vm(), 1, GpaRange::new(BASE, SIZE)?)?;
+    memory.host_writes(memory.all(), HOST)?;
+    let page = memory.part(3 * PAGE, PAGE)?;
+    memory.set(page, Private)?;
+
+    for _ in 0..2 {
+        guest.writes(page, GUEST)?.private_fault_at(page)?;
+        guest.vcpu().inject_general_protection()?;
+        expect::equal("what the guest takes", guest.resume()?, Outcome::GeneralProtection)?;
+        memory.host_sees(memory.all(), HOST)?;
+    }
+    guest.sees(memory.all(), HOST)?.private_fault_at(page)?;
+    guest.vcpu().inject_general_protection()?;
+    expect::equal("what the guest takes", guest.resume()?, Outcome::GeneralProtection)?;
+    memory.set(page, Shared)?;
+    guest.sees(memory.all(), HOST)?.done()
+}
+
+/// A region with private memory only: while its pages are shared, an access fails, and nobody says where.
+fn e4(backend: &Backend) -> anyhow::Result<()> {
+    let vm = backend.create_private_vm()?;
+    let mut guest = vm.guest(0, 0)?;
+    let range = GpaRange::new(BASE, SIZE)?;
+    let private = Some(Slice { backing: vm.vm().create_guest_memfd(SIZE)?, offset: 0 });
+    vm.vm().add_region(1, &Region { range, shared: None, private })?;
+    expect::equal("a write", guest.writes(range, GUEST)?, Outcome::NoBacking)?;
+    expect::equal("a read", guest.sees(range, Pattern::ZEROS)?, Outcome::NoBacking)?;
+    vm.vm().set_attribute(range, Private)?;
+    guest.resume()?.done()?;
+    guest.writes(range, GUEST)?.done()?;
+    guest.sees(range, GUEST)?.done()
+}
+
+/// Where no memory is, and nothing says "private", reads and writes are the VMM's: what it leaves alone reads as all
+/// ones.
+fn e5(backend: &Backend) -> anyhow::Result<()> {
+    let vm = backend.create_private_vm()?;
+    let mut guest = vm.guest(0, 0)?;
+    let range = GpaRange::new(BASE, PAGE)?;
+    let gpa = range.start();
+    expect::equal("a read", guest.sees(range, GUEST)?, Outcome::Mmio { gpa, written: None })?;
+    expect::equal("the word read", guest.resume()?, Outcome::Differs { gpa, found: u32::MAX })?;
+    for address in [gpa, gpa + LINE] {
+        let outcome = if address == gpa { guest.writes(range, GUEST)? } else { guest.resume()? };
+        expect::equal("a write", outcome, Outcome::Mmio { gpa: address, written: Some(GUEST.word(address)) })?;
+    }
+    vm.vm().set_attribute(range, Private)?;
+    guest.sees(range, GUEST)?.private_fault_at(range)
 }

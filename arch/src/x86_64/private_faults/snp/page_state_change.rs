@@ -107,7 +107,7 @@ impl PageStateChange {
         while end <= self.last
             && let Ok(next) = self.entry(end)
             && next.operation == first.operation
-            && (next.large, next.begun) == (large, false)
+            && next.large == large
             && next.start == first.start + pages * PAGE_SIZE
         {
             pages += next.pages;
