@@ -70,6 +70,8 @@ pub struct RamOptions {
     pub policy: Policy,
     /// The most bytes that discards may hold back; by default a 64th of RAM, and at least 8 MiB.
     pub discard_backlog: Option<u64>,
+    /// Size in bytes of the pages of the shared side that go back only whole; by default what the backing says.
+    pub huge_page_size: Option<u64>,
     /// Told of events.
     pub observer: Arc<MemoryObserver>,
 }
@@ -80,6 +82,7 @@ impl Default for RamOptions {
             quiesce: Box::new(WaitForGuards),
             policy: Policy::default(),
             discard_backlog: None,
+            huge_page_size: None,
             observer: Arc::new(|_| {}),
         }
     }
@@ -112,7 +115,7 @@ impl GuestRam {
     /// # Errors
     /// No memory for it, or a VM that does not take it.
     pub fn new(vm: Arc<dyn Vm>, layout: MemoryLayout, options: RamOptions) -> std::result::Result<Self, SetupError> {
-        let RamOptions { quiesce, policy, discard_backlog, observer } = options;
+        let RamOptions { quiesce, policy, discard_backlog, huge_page_size, observer } = options;
         let size = layout.size();
         let (plane, writer) = StatePlane::new(size, IN_FLIGHT)?;
         let pieces =
@@ -135,7 +138,7 @@ impl GuestRam {
         let ram = Self {
             vm,
             layout,
-            huge_page_pages: shared.huge_page_size() / PAGE_SIZE,
+            huge_page_pages: huge_page_size.unwrap_or_else(|| shared.huge_page_size()) / PAGE_SIZE,
             shared,
             private,
             devices,

@@ -1,1 +1,215 @@
-//! tbd
+//! Large discards run behind the reply, within a bound, and always ahead of any reuse.
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use arch::x86_64::MemoryLayout;
+use hypervisor::PageState::{Private, Shared};
+use hypervisor::faults::{Failure, Operation};
+use hypervisor::model::{ModelHypervisor, ModelVm};
+use hypervisor::{Backing, GpaRange, GuestMemfd, MsrFilter, PAGE_SIZE, PageState, Region, Result, Vcpu, Vm, VmType};
+use vmm::memory::conversion::PIECE;
+use vmm::memory::{ConversionError, GuestRam, RamOptions};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::world::{Kind, World, host, pages};
+
+const MIB: u64 = 1 << 20;
+
+/// A VM whose thread for discards stands still until it is let go.
+struct SlowVm {
+    vm: Arc<ModelVm>,
+    open: Mutex<bool>,
+    opened: Condvar,
+    /// What was discarded, and by which thread.
+    discards: Mutex<Vec<(u64, u64, bool)>>,
+}
+
+impl SlowVm {
+    fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.opened.notify_all();
+    }
+
+    /// Discards since this was last asked: offset, size, and whether the thread for discards did it.
+    fn discards(&self) -> Vec<(u64, u64, bool)> {
+        std::mem::take(&mut *self.discards.lock().unwrap())
+    }
+}
+
+impl Vm for SlowVm {
+    fn discard(&self, backing: &Backing, offset: u64, size: u64) -> Result<()> {
+        let behind = std::thread::current().name() == Some("discard");
+        if behind {
+            drop(self.opened.wait_while(self.open.lock().unwrap(), |open| !*open).unwrap());
+        }
+        self.discards.lock().unwrap().push((offset, size, behind));
+        self.vm.discard(backing, offset, size)
+    }
+    fn create_irqchip(&self) -> Result<()> {
+        self.vm.create_irqchip()
+    }
+    fn create_vcpu(&self, id: u8) -> Result<Box<dyn Vcpu>> {
+        self.vm.create_vcpu(id)
+    }
+    fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
+        self.vm.register_irqfd(event, gsi)
+    }
+    fn exit_on_map_gpa_range(&self) -> Result<()> {
+        self.vm.exit_on_map_gpa_range()
+    }
+    fn filter_msrs(&self, filter: &[MsrFilter]) -> Result<()> {
+        self.vm.filter_msrs(filter)
+    }
+    fn create_guest_memfd(&self, size: u64) -> Result<Arc<GuestMemfd>> {
+        self.vm.create_guest_memfd(size)
+    }
+    fn add_region(&self, slot: u32, region: &Region) -> Result<()> {
+        self.vm.add_region(slot, region)
+    }
+    fn remove_region(&self, slot: u32) -> Result<()> {
+        self.vm.remove_region(slot)
+    }
+    fn set_attribute(&self, range: GpaRange, state: PageState) -> Result<()> {
+        self.vm.set_attribute(range, state)
+    }
+}
+
+fn guest(size: u64, options: RamOptions) -> (Arc<SlowVm>, GuestRam) {
+    let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
+    let vm = Arc::new(SlowVm { vm, open: Mutex::new(false), opened: Condvar::new(), discards: Mutex::default() });
+    let layout = MemoryLayout::one_alias(size, 46).unwrap();
+    let ram = GuestRam::new(vm.clone(), layout, options).unwrap();
+    (vm, ram)
+}
+
+/// Opens the VM when the test ends, however it does, so that memory can be dropped.
+struct Opening<'a>(&'a SlowVm);
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
+#[test]
+fn a_small_discard_is_done_at_once_and_a_large_one_behind_the_reply() {
+    let (vm, ram) = guest(64 * MIB, RamOptions::default());
+    let _opening = Opening(&vm);
+    ram.convert(host(pages(0, 4), Private)).unwrap();
+    assert_eq!(vm.discards(), [(0, 4 * PAGE_SIZE, false)]);
+    assert_eq!(ram.statistics().discard_backlog_bytes, 0);
+
+    ram.convert(host(pages(2 * MIB, 512), Private)).unwrap();
+    assert_eq!(vm.discards(), []);
+    assert_eq!(ram.statistics().discard_backlog_bytes, 2 * MIB);
+    vm.open();
+    while ram.statistics().discard_backlog_bytes > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(vm.discards(), [(2 * MIB, 2 * MIB, true)]);
+}
+
+#[test]
+fn beyond_the_bound_whoever_converts_discards() {
+    let (vm, ram) = guest(64 * MIB, RamOptions { discard_backlog: Some(8 * MIB), ..RamOptions::default() });
+    let _opening = Opening(&vm);
+    for piece in 0..8 {
+        ram.convert(host(pages(piece * 4 * MIB, 1024), Private)).unwrap();
+        assert!(
+            ram.statistics().discard_backlog_bytes <= 12 * MIB,
+            "8 MiB queued, and the piece that the thread is at"
+        );
+    }
+    let mine: u64 = vm.discards().iter().filter(|(.., behind)| !behind).map(|(_, size, _)| size).sum();
+    assert!((20 * MIB..=24 * MIB).contains(&mine), "{mine:#x}");
+}
+
+#[test]
+fn the_default_bound_is_a_64th_of_ram_and_at_least_8_mib() {
+    for (size, bound) in [(64 * MIB, 8 * MIB), (1024 * MIB, 16 * MIB)] {
+        let (vm, ram) = guest(size, RamOptions::default());
+        let _opening = Opening(&vm);
+        ram.convert(host(pages(0, size / PAGE_SIZE), Private)).unwrap();
+        let owed = ram.statistics().discard_backlog_bytes;
+        assert!((bound..=bound + PIECE).contains(&owed), "{owed:#x}");
+    }
+}
+
+#[test]
+fn pages_that_are_owed_are_settled_before_they_are_used_again() {
+    let (vm, ram) = guest(64 * MIB, RamOptions::default());
+    let _opening = Opening(&vm);
+    let page = 4 * MIB;
+    ram.devices().view("device").write_obj(7u64, vm_memory::GuestAddress(page)).unwrap();
+    // The thread is held up by the first; the second only waits.
+    ram.convert(host(pages(0, 512), Private)).unwrap();
+    ram.convert(host(pages(page, 512), Private)).unwrap();
+    while ram.statistics().discard_backlog_bytes < 4 * MIB {
+        std::thread::yield_now();
+    }
+    ram.convert(host(pages(page, 1), Shared)).unwrap();
+    assert!(vm.discards().contains(&(page, 2 * MIB, false)), "whoever needs the page does it");
+    assert_eq!(ram.devices().view("device").read_obj::<u64>(vm_memory::GuestAddress(page)).unwrap(), 0);
+
+    // What the thread has begun is waited for.
+    std::thread::scope(|scope| {
+        let conversion = scope.spawn(|| ram.convert(host(pages(0, 1), Shared)));
+        std::thread::sleep(Duration::from_millis(300));
+        let waited = !conversion.is_finished();
+        vm.open();
+        conversion.join().unwrap().unwrap();
+        assert!(waited || !vm.discards().iter().any(|(offset, ..)| *offset == 0));
+    });
+}
+
+#[test]
+fn memory_that_the_host_never_takes_back_is_bounded() {
+    let options = RamOptions { discard_backlog: Some(MIB), ..RamOptions::default() };
+    let world = World::with(Kind::SevSnp, 16 * MIB, options);
+    world.faults.fail(Operation::DiscardShared, Failure::new(libc::EIO).always());
+    let mut converted = 0;
+    let error = (0..64).find_map(|piece| {
+        let result = world.ram.convert(host(pages(piece * 128 * 1024, 32), Private));
+        converted += u64::from(result.is_ok());
+        result.err()
+    });
+    assert!(matches!(error, Some(ConversionError::Owed { .. })), "{error:?}");
+    assert!((8..=10).contains(&converted), "{converted} pieces of 128 KiB with a bound of 1 MiB");
+    // Once the host works again, so does everything.
+    world.faults.clear();
+    world.ram.convert(host(pages(0, 4096), Private)).unwrap();
+    assert_eq!(world.ram.statistics().private_bytes, 16 * MIB);
+}
+
+#[test]
+fn what_failed_is_tried_again_by_itself() {
+    let world = World::new(Kind::SevSnp, 16 * MIB);
+    world.faults.fail(Operation::DiscardShared, Failure::new(libc::ENOMEM));
+    world.ram.convert(host(pages(0, 4), Private)).unwrap();
+    assert_eq!(world.ram.statistics().discard_backlog_bytes, 4 * PAGE_SIZE);
+    let start = std::time::Instant::now();
+    while world.ram.statistics().discard_backlog_bytes > 0 {
+        assert!(start.elapsed() < Duration::from_secs(30), "nobody tries again");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_huge_page_goes_back_once_all_of_it_is_private() {
+    let options = RamOptions { huge_page_size: Some(2 * MIB), ..RamOptions::default() };
+    let (vm, ram) = guest(16 * MIB, options);
+    let _opening = Opening(&vm);
+    let page = |number: u64| pages(2 * MIB + number * PAGE_SIZE, 1);
+    for number in (0..512).filter(|number| *number != 100) {
+        ram.convert(host(page(number), Private)).unwrap();
+        assert_eq!(vm.discards(), [(page(number).start(), PAGE_SIZE, false)]);
+    }
+    ram.convert(host(page(100), Private)).unwrap();
+    assert_eq!(vm.discards(), [], "large, so behind the reply");
+    assert_eq!(ram.statistics().discard_backlog_bytes, 2 * MIB);
+    vm.open();
+    // And none of it is used before.
+    ram.convert(host(page(7), Shared)).unwrap();
+    assert_eq!(vm.discards()[0].0, 2 * MIB);
+}

@@ -20,14 +20,42 @@ const MIB: u64 = 1 << 20;
 /// A step of a sequence. Pages are numbers in the list of pages that the test uses.
 #[derive(Debug, Clone)]
 enum Step {
-    Convert { first: usize, count: usize, to: PageState, kind: ConversionKind },
-    GuestWrite { page: usize, access: PageState, word: u64 },
-    GuestRead { page: usize, access: PageState },
-    DeviceWrite { page: usize, word: u64 },
-    DeviceRead { page: usize },
+    Convert {
+        first: usize,
+        count: usize,
+        to: PageState,
+        kind: ConversionKind,
+    },
+    GuestWrite {
+        page: usize,
+        access: PageState,
+        word: u64,
+    },
+    GuestRead {
+        page: usize,
+        access: PageState,
+    },
+    DeviceWrite {
+        page: usize,
+        word: u64,
+    },
+    DeviceRead {
+        page: usize,
+    },
     /// A region goes and comes back; in between, a conversion.
-    MoveRegion { page: usize, first: usize, count: usize, to: PageState },
-    Fail { operation: Operation, errno: i32, after: u64, times: u64, partly: u64 },
+    MoveRegion {
+        page: usize,
+        first: usize,
+        count: usize,
+        to: PageState,
+    },
+    Fail {
+        operation: Operation,
+        errno: i32,
+        after: u64,
+        times: u64,
+        partly: u64,
+    },
 }
 
 fn state() -> impl Strategy<Value = PageState> {
@@ -38,8 +66,7 @@ fn step(pages: usize) -> impl Strategy<Value = Step> {
     let page = 0..pages;
     // Mostly few pages, sometimes so many that their discard runs behind the reply.
     let count = prop_oneof![4 => 1..8usize, 1 => 1..pages];
-    let kind =
-        prop_oneof![Just(ConversionKind::Explicit), Just(ConversionKind::Implicit), Just(ConversionKind::Host)];
+    let kind = prop_oneof![Just(ConversionKind::Explicit), Just(ConversionKind::Implicit), Just(ConversionKind::Host)];
     let failing = prop_oneof![
         3 => Just(Operation::SetAttribute),
         1 => Just(Operation::DiscardShared),

@@ -69,7 +69,8 @@ impl Reference {
         assert_eq!(statistics.private_bytes, private);
         assert_eq!(statistics.private_bytes + statistics.shared_bytes, statistics.ram_bytes);
         assert!(left <= owed, "{left:#x} bytes of sides that pages left have memory, and {owed:#x} are owed");
-        let mapped: u64 = world.runs().iter().filter(|run| run.state == PageState::Private).map(|run| run.pages.bytes()).sum();
+        let mapped: u64 =
+            world.runs().iter().filter(|run| run.state == PageState::Private).map(|run| run.pages.bytes()).sum();
         assert_eq!(mapped, private, "the map's runs");
     }
 }

@@ -83,7 +83,9 @@ impl World {
             log.lock().unwrap().push(match event {
                 MemoryEvent::Waiting { range, owner, .. } => format!("waiting {range} {owner}"),
                 MemoryEvent::AccessRefused(access) => format!("refused {:#x} {}", access.page, access.obstacle),
-                MemoryEvent::DiscardFailed { offset, size, side, .. } => format!("discard {side} {offset:#x} {size:#x}"),
+                MemoryEvent::DiscardFailed { offset, size, side, .. } => {
+                    format!("discard {side} {offset:#x} {size:#x}")
+                }
             });
         });
         let ram = Arc::new(GuestRam::new(vm.clone(), layout.unwrap(), options).unwrap());
@@ -141,6 +143,13 @@ impl World {
                 u64::from_ne_bytes(bytes)
             }
         }
+    }
+
+    /// The same of any page; 0 where there is no memory.
+    pub fn word_if_any(&self, side: PageState, gpa: u64) -> u64 {
+        let offset = self.offset(gpa);
+        let has_memory = self.allocated(side).iter().any(|run| run.contains(&offset));
+        if has_memory { self.word(side, offset) } else { 0 }
     }
 
     /// How the guest reaches a page as a private or a shared one.

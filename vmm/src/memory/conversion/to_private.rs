@@ -129,18 +129,15 @@ impl GuestRam {
         if size <= 1 {
             return pages;
         }
-        let all_private = |from, to| match PageRange::new(from, to) {
-            None => true,
-            Some(rest) => ledger.writer.runs(rest).all(|run| run.state == Private),
+        let last_page = self.devices.guards().plane().pages();
+        // The huge page that holds a page, if all of it is private by now.
+        let whole = |page: u64| {
+            let first = page / size * size;
+            let huge = PageRange::new(first, (first + size).min(last_page))?;
+            ledger.writer.runs(huge).all(|run| run.state == Private).then_some(huge)
         };
-        let mut first = pages.first() / size * size;
-        if !all_private(first, pages.first()) {
-            first = pages.first();
-        }
-        let mut end = (pages.end().div_ceil(size) * size).min(self.devices.guards().plane().pages());
-        if !all_private(pages.end(), end) {
-            end = pages.end();
-        }
+        let first = whole(pages.first()).map_or(pages.first(), PageRange::first);
+        let end = whole(pages.end() - 1).map_or(pages.end(), PageRange::end);
         PageRange::new(first, end).unwrap_or(pages)
     }
 

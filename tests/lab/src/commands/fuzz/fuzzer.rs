@@ -196,15 +196,16 @@ impl Said {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
     use tempfile::TempDir;
 
     /// A "libFuzzer" that does what the script says, in a folder of its own.
     fn fuzzer(script: &str) -> (TempDir, Fuzzer) {
         let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("program");
-        fs::write(&program, format!("#!/bin/sh\n{script}")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let [source, program] = ["source", "program"].map(|name| folder.path().join(name));
+        fs::write(&source, format!("#!/bin/sh\n{script}")).unwrap();
+        // Copied by another process: a program that this one has open for writing can't be run, and what other threads
+        // start may keep it open.
+        assert!(Command::new("install").args(["-m", "755"]).args([&source, &program]).status().unwrap().success());
         let fuzzer =
             Fuzzer { program, target: "some_target".into(), folder: folder.path().to_path_buf(), verbose: false };
         (folder, fuzzer)
