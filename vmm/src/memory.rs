@@ -167,14 +167,15 @@ impl GuestRam {
 
     fn add_alias(&self, range: &RamRange, alias: &Alias) -> std::result::Result<(), SetupError> {
         let place = range.gpa.offset_by(alias.offset).map_err(hypervisor::Error::from)?;
-        // The attribute comes before the region, so that no access ever finds the wrong one.
-        if alias.attribute == AttributeRule::Fixed(PageState::Private) {
-            self.vm.set_attribute(place, PageState::Private)?;
-        }
         let shared = alias.shared.then(|| Slice { backing: self.shared.clone(), offset: range.offset });
         let private = self.private.as_ref().filter(|_| alias.private);
         let private = private.map(|backing| Slice { backing: backing.clone(), offset: range.offset });
+        // There is no vCPU yet, so nobody finds the wrong attribute. A region that is too large is refused at once; an
+        // attribute is taken wherever it is set, page by page.
         self.vm.add_region(alias.slot, &Region { range: place, shared, private })?;
+        if alias.attribute == AttributeRule::Fixed(PageState::Private) {
+            self.vm.set_attribute(place, PageState::Private)?;
+        }
         Ok(())
     }
 
