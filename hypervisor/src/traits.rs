@@ -59,7 +59,8 @@ pub trait Vm: Send + Sync {
     /// Sets the attribute of each page of `range`: all of it, or none and an error. Contents and backings stay.
     ///
     /// There is no way to read attributes back, and addresses without a region are taken: the caller clamps and keeps
-    /// the record.
+    /// the record. On KVM an address without a region that the guest has accessed stays MMIO whatever is set, until
+    /// regions change.
     fn set_attribute(&self, range: GpaRange, state: PageState) -> Result<()>;
 
     /// Gives the memory of `size` bytes at `offset` of a backing back. They read as zeros afterwards.
@@ -113,7 +114,7 @@ pub trait Vcpu: Send {
 
     /// Populates what is behind `range`, page by page from its start, private or shared as each page's attribute says,
     /// as if the guest had touched it. Returns how many bytes from the start are done: at least a page, and not always
-    /// all of it, so call again for the rest.
+    /// all of it, so call again for the rest. Regions come and go between calls, not during one.
     ///
     /// # Errors
     /// [`crate::Error::PreFault`]: the first page could not be populated, and nothing is done.

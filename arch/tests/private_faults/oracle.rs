@@ -1,5 +1,6 @@
 //! What every function of `private_faults` has to answer, said a second time in arithmetic that can't overflow. Each check
-//! takes any bits and panics where the answer is another one. The fuzz target includes this file too.
+//! takes any bits, panics where the answer is another one, and returns how many requests came of it. The fuzz target
+//! includes this file too.
 
 use arch::x86_64::MemoryLayout;
 use arch::x86_64::map::{HIGH_RAM_START, LOW_END, LOW_RAM_LIMIT};
@@ -16,7 +17,7 @@ const PAGE: u128 = PAGE_SIZE as u128;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
 /// KVM_HC_MAP_GPA_RANGE.
-pub fn map_gpa_range(layout: &MemoryLayout, gpa: u64, pages: u64, attributes: u64) {
+pub fn map_gpa_range(layout: &MemoryLayout, gpa: u64, pages: u64, attributes: u64) -> usize {
     let answer = from_map_gpa_range(layout, gpa, pages, attributes);
     if attributes >= 32 || attributes % 16 > 2 {
         assert_eq!(answer, Err(Refusal::UnknownBits { attributes }));
@@ -30,10 +31,11 @@ pub fn map_gpa_range(layout: &MemoryLayout, gpa: u64, pages: u64, attributes: u6
             assert_eq!(told, if matches!(vm_type, VmType::SevSnp | VmType::Tdx) { 22 } else { -22 });
         }
     }
+    requests(answer)
 }
 
 /// TDX's MapGPA. `resume` is any address from which the guest might be told to go on.
-pub fn tdx_map_gpa(layout: &MemoryLayout, width: AddressWidth, r12: u64, r13: u64, resume: u64) {
+pub fn tdx_map_gpa(layout: &MemoryLayout, width: AddressWidth, r12: u64, r13: u64, resume: u64) -> usize {
     let call = MapGpa::new(width, r12, r13);
     let answer = call.request(layout);
     let (start, end) = (u128::from(r12), u128::from(r12) + u128::from(r13));
@@ -56,10 +58,11 @@ pub fn tdx_map_gpa(layout: &MemoryLayout, width: AddressWidth, r12: u64, r13: u6
         assert_eq!(told.r10, status);
         assert!(told.r11 == r12 || (told.r11 > r12 && u128::from(told.r11) < end), "{told:x?}");
     }
+    requests(answer)
 }
 
 /// SEV-SNP's page state change by the GHCB MSR.
-pub fn snp_msr(layout: &MemoryLayout, value: u64) {
+pub fn snp_msr(layout: &MemoryLayout, value: u64) -> usize {
     let answer = snp::from_msr(layout, value);
     let operation = value >> 52;
     if (operation == 1 || operation == 2) && value % PAGE_SIZE == 0x014 {
@@ -70,14 +73,15 @@ pub fn snp_msr(layout: &MemoryLayout, value: u64) {
     if let Err(refusal) = answer {
         assert_eq!(refusal.snp_msr(), 1 << 63 | 0x015);
     }
+    requests(answer)
 }
 
 /// KVM_EXIT_MEMORY_FAULT.
-pub fn memory_fault(layout: &MemoryLayout, flags: u64, gpa: u64, size: u64) {
+pub fn memory_fault(layout: &MemoryLayout, flags: u64, gpa: u64, size: u64) -> usize {
     let answer = from_memory_fault_flags(layout, flags, gpa, size);
     if flags != 0 && flags != 8 {
         assert_eq!(answer, Err(Refusal::UnknownFlags { flags }));
-        return;
+        return 0;
     }
     let private = flags == 8;
     assert_eq!(answer, from_memory_fault(layout, MemoryFault { gpa, size, private }));
@@ -94,26 +98,28 @@ pub fn memory_fault(layout: &MemoryLayout, flags: u64, gpa: u64, size: u64) {
         assert_eq!(request.to, state(private && one_alias));
         assert_eq!((request.kind, request.origin), (ConversionKind::Implicit, Origin::MemoryFault));
     }
+    requests(answer.map(Some))
 }
 
 /// An access to an address that carries its privacy bit.
-pub fn tagged_access(layout: &MemoryLayout, bit: PrivacyBit, gpa: u64, size: u64) {
+pub fn tagged_access(layout: &MemoryLayout, bit: PrivacyBit, gpa: u64, size: u64) -> usize {
     let (own, to) = bit.split(gpa);
     assert_eq!(bit.join(own, to), gpa);
     assert_eq!(bit.split(bit.join(gpa, to.other())), (own, to.other()));
     let answer = from_tagged_access(layout, bit, gpa, size);
     assert_eq!(answer, from_memory_fault(layout, MemoryFault { gpa: own, size, private: to == PageState::Private }));
+    requests(answer.map(Some))
 }
 
 /// SEV-SNP's buffer of page state changes, worked off as far as it goes, but for at most `budget` batches.
-pub fn snp_buffer(layout: &MemoryLayout, header: u64, entries: &[u64], budget: usize) {
+pub fn snp_buffer(layout: &MemoryLayout, header: u64, entries: &[u64], budget: usize) -> usize {
     let (current, last) = (header & 0xffff, header >> 16 & 0xffff);
     let buffer = PageStateChange::new(header, entries);
     let fits = header >> 32 == 0 && last < 253 && last < entries.len() as u64;
     let Ok(mut buffer) = buffer else {
         assert!(!fits);
         assert_eq!(buffer, Err(Refusal::BadHeader { header }));
-        return;
+        return 0;
     };
     assert!(fits);
     let mut covered = Vec::new();
@@ -161,7 +167,13 @@ pub fn snp_buffer(layout: &MemoryLayout, header: u64, entries: &[u64], budget: u
         }
     }
     // Merged or not, it is the same pages in the same order.
+    let requests = covered.len();
     assert_eq!(joined(covered), joined(asked));
+    requests
+}
+
+fn requests(answer: Result<Option<ConversionRequest>, Refusal>) -> usize {
+    usize::from(matches!(answer, Ok(Some(_))))
 }
 
 /// What somebody announces.

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "kvm-ioctls does not decode the suberror of an internal error")]
 
 use std::io;
+use std::sync::PoisonError;
 
 use kvm_bindings::{CpuId, KVM_EXIT_X86_WRMSR, Msrs, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -28,12 +29,12 @@ pub(super) struct KvmVcpu {
     id: u8,
     vm_type: VmType,
     injected: Injected,
-    _regions: Regions,
+    regions: Regions,
 }
 
 impl KvmVcpu {
     pub(super) fn new(fd: VcpuFd, id: u8, vm_type: VmType, regions: Regions, injected: Injected) -> Self {
-        Self { fd, id, vm_type, injected, _regions: regions }
+        Self { fd, id, vm_type, injected, regions }
     }
 
     fn subject(&self, what: &str) -> String {
@@ -164,6 +165,8 @@ impl Vcpu for KvmVcpu {
     }
 
     fn pre_fault(&self, range: GpaRange) -> Result<u64> {
+        // Held while the kernel is at it: see `Regions`.
+        let _regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
         self.injected.pre_fault(range, |range| {
             pre_fault(&self.fd, range)
                 .map_err(|errno| Error::PreFault { range, source: PreFaultError::from_errno(errno.errno()) })

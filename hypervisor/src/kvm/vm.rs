@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use kvm_bindings::{
     KVM_CAP_EXIT_HYPERCALL, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE,
@@ -36,7 +36,10 @@ pub(super) struct Slotted {
 
 /// The regions of a VM by slot. Its vCPUs hold the table, too: as long as any of them can run, the guest can reach
 /// what is behind its regions, even after the VM's own descriptor is closed.
-pub(super) type Regions = Arc<Mutex<HashMap<u32, Slotted>>>;
+///
+/// The lock also keeps regions in place while a vCPU populates memory: Linux 6.12 hangs, until a signal comes,
+/// when a region goes meanwhile (Linux `kvm_tdp_map_page`: it waits for the slot to be gone, which waits for it).
+pub(super) type Regions = Arc<RwLock<HashMap<u32, Slotted>>>;
 
 #[derive(Debug)]
 pub(super) struct KvmVm {
@@ -52,9 +55,9 @@ impl KvmVm {
         Self { fd, regions: Regions::default(), vm_type, injected }
     }
 
-    fn regions(&self) -> MutexGuard<'_, HashMap<u32, Slotted>> {
+    fn regions(&self) -> RwLockWriteGuard<'_, HashMap<u32, Slotted>> {
         // Nothing that can panic runs while the table is inconsistent.
-        self.regions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.regions.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn enable(&self, capability: u32, argument: u64, name: &str) -> Result<()> {

@@ -107,7 +107,7 @@ impl TestVm {
     }
 
     /// Puts guest number `id` into it, with vCPU `id`. On KVM its code takes slot `slot`, and 8 KiB of addresses
-    /// below 1 MiB.
+    /// above 3.25 GiB.
     ///
     /// # Errors
     /// A slot in use.

@@ -91,7 +91,8 @@ impl TestMemory {
         Ok(allocated(&self.backing(state)?)?.iter().map(|run| run.end - run.start).sum())
     }
 
-    fn backing(&self, state: PageState) -> anyhow::Result<Backing> {
+    /// What is behind it in this state.
+    pub fn backing(&self, state: PageState) -> anyhow::Result<Backing> {
         Ok(match state {
             PageState::Shared => Backing::Shared(self.shared.clone()),
             PageState::Private => Backing::Private(self.private.clone().context("there is no guest_memfd")?),

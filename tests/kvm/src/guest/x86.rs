@@ -24,8 +24,8 @@ use vm_memory::{Bytes, VolatileMemory};
 use super::{Answered, Guest, Outcome, Reader, Stopped};
 use crate::pattern::{LINE, Pattern};
 
-/// Where the first guest's pages lie; those of the others follow.
-const FIRST: u64 = 0x1000;
+/// Where the first guest's pages lie; those of the others follow. Above all RAM that lies below 4 GiB.
+const FIRST: u64 = 0xd000_0000;
 /// What lies in a guest's pages, from their start.
 const DESCRIPTORS: u64 = 0x800;
 const INTERRUPTS: u64 = 0x900;

@@ -2,14 +2,16 @@
 //! host that looks through its mapping.
 //!
 //! Each contract runs twice from the same code, on this host's KVM (`kvm::`) and on the model (`model::`), which needs no
-//! KVM. The names start with a letter: C for conversions, E for exits, N for what no other suite looks at, P for
-//! populating ahead.
+//! KVM. The names start with a letter: C for conversions, E for exits, F for failures on order, N for what no
+//! other suite looks at, P for populating ahead, R for regions and what is refused.
 
 mod c;
 mod c_many;
 mod e;
+mod f;
 mod n;
 mod p;
+mod r;
 
 use std::process::ExitCode;
 
@@ -27,7 +29,8 @@ const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let contracts = [c::CONTRACTS, c_many::CONTRACTS, e::CONTRACTS, n::CONTRACTS, p::CONTRACTS];
+    let contracts =
+        [c::CONTRACTS, c_many::CONTRACTS, e::CONTRACTS, f::CONTRACTS, n::CONTRACTS, p::CONTRACTS, r::CONTRACTS];
     let trials = contracts.into_iter().flatten().flat_map(|contract| [on_kvm(*contract), on_model(*contract)]);
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
