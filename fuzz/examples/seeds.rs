@@ -43,7 +43,7 @@ fn conversion_requests() -> io::Result<Vec<(String, Vec<u8>)>> {
         ("SharedBit", 1),
         ("TdxMapGpa", 1),
         ("SnpMsr", 2),
-        ("SnpBuffer", 4),
+        ("SnpBuffer", 3),
     ]
     .into_iter()
     .map(|(name, requests)| {

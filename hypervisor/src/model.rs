@@ -52,6 +52,9 @@ mod script;
 mod vcpu;
 mod vm;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use crate::faults::Faults;

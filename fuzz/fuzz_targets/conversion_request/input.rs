@@ -69,13 +69,20 @@ enum Header {
 }
 
 #[derive(Debug, Arbitrary)]
+enum Operation {
+    Private,
+    Shared,
+    Any(u8),
+}
+
+#[derive(Debug, Arbitrary)]
 enum Entry {
     Any(u64),
     Page {
         gpa: Number,
-        operation: u8,
+        operation: Operation,
         large: bool,
-        done: u16,
+        done: Option<u16>,
     },
     /// What follows on the entry before it.
     Neighbour,
@@ -130,7 +137,10 @@ impl Input {
                 }
                 let header = match header {
                     Header::Any(header) => *header,
-                    Header::From(first) => (words.len() as u64).saturating_sub(1) << 16 | u64::from(*first),
+                    Header::From(first) => {
+                        let count = words.len() as u64;
+                        count.saturating_sub(1) << 16 | (u64::from(*first) % (count + 2))
+                    }
                 };
                 oracle::snp_buffer(layout, header, &words, (*budget).into())
             }
@@ -183,11 +193,17 @@ impl Entry {
     fn resolve(&self, layout: &MemoryLayout, previous: Option<u64>) -> u64 {
         match (self, previous) {
             (Self::Any(entry), _) => *entry,
-            (Self::Page { gpa, operation, large: false, done }, _) => {
-                page(gpa.resolve(layout), *operation) | u64::from(done % 3)
-            }
-            (Self::Page { gpa, operation, large: true, done }, _) => {
-                page(gpa.resolve(layout) >> 21 << 21, *operation) | 1 << 56 | u64::from(done % 514)
+            (Self::Page { gpa, operation, large, done }, _) => {
+                let operation = match operation {
+                    Operation::Private => 1,
+                    Operation::Shared => 2,
+                    Operation::Any(operation) => *operation,
+                };
+                let (gpa, done) = (gpa.resolve(layout), u64::from(done.unwrap_or_default()));
+                match large {
+                    true => page(gpa >> 21 << 21, operation) | 1 << 56 | (done % 514),
+                    false => page(gpa, operation) | (done % 3),
+                }
             }
             (Self::Neighbour, None) => 0,
             (Self::Neighbour, Some(entry)) => {

@@ -35,7 +35,7 @@ pub use image::{vmlinux, vmlinux_for};
 
 /// How long a guest may live, from the start of `umbra` to its end. Most need less than two seconds, unless
 /// much else runs.
-const LIFE: Duration = Duration::from_secs(120);
+const LIFE: Duration = Duration::from_secs(240);
 
 /// Vector of a general protection fault.
 const GENERAL_PROTECTION: u64 = 13;
@@ -55,11 +55,13 @@ pub struct Boot<'a> {
     pub memory: &'a str,
     /// Where to count the memory that it costs.
     pub cgroup: Option<&'a MemoryCgroup>,
+    /// What conversions may do, as on the command line.
+    pub conversions: Option<&'a str>,
 }
 
 impl Default for Boot<'_> {
     fn default() -> Self {
-        Self { isolation: Isolation::Software, memory: "64M", cgroup: None }
+        Self { isolation: Isolation::Software, memory: "64M", cgroup: None, conversions: None }
     }
 }
 
@@ -117,6 +119,9 @@ impl HostileGuest {
         command.args(["run", "--serial", "tty", "--cmdline", "hostile", "--kernel"]).arg(&kernel);
         command.args(["--memory", &format!("size={},unmappable={unmappable}", boot.memory)]);
         command.args(["--platform", &format!("isolation={}", boot.isolation)]);
+        if let Some(conversions) = boot.conversions {
+            command.args(["--conversions", conversions]);
+        }
         command.args(["--event-monitor", &format!("path={}", events.path().display())]);
         let mut umbra = Running::start(command.stdin(Stdio::piped()))?;
         let input = umbra.take_stdin().context("umbra has no input")?;
@@ -247,6 +252,18 @@ impl HostileGuest {
     /// A fault of the guest's.
     pub fn churns(&mut self, range: GpaRange, pages_at_a_time: u64) -> anyhow::Result<u64> {
         self.done(&Task::Churn { range, pages_at_a_time }).map(|[refused, _]| refused)
+    }
+
+    /// Writes a word, which must end in a general protection fault.
+    ///
+    /// # Errors
+    /// A write that works, or another fault.
+    pub fn may_not_write(&mut self, alias: PageState, gpa: u64, word: u64) -> anyhow::Result<()> {
+        let task = Task::Touch { alias, range: GpaRange::page_of(gpa)?, word };
+        match self.exchange(&task)? {
+            Reply::Fault(Fault { vector: GENERAL_PROTECTION, .. }) => Ok(()),
+            other => bail!("the guest was told: {task:?}: {other:?}, expected a #GP"),
+        }
     }
 
     /// Writes an MSR, which must work.

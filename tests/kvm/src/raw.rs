@@ -9,7 +9,9 @@ use std::ffi::c_void;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::ptr::null_mut;
 
-use kvm_bindings::{kvm_create_guest_memfd, kvm_userspace_memory_region, kvm_userspace_memory_region2};
+use kvm_bindings::{
+    kvm_create_guest_memfd, kvm_memory_attributes, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+};
 use kvm_ioctls::{Kvm, VmFd};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -38,6 +40,11 @@ impl Vm {
         let fd = self.fd.create_guest_memfd(arguments).map_err(errno)?;
         // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// `KVM_SET_MEMORY_ATTRIBUTES` with any argument.
+    pub fn set_attributes(&self, attributes: kvm_memory_attributes) -> Result<(), Errno> {
+        self.fd.set_memory_attributes(attributes).map_err(errno)
     }
 
     /// `KVM_SET_USER_MEMORY_REGION` with any argument.

@@ -2,22 +2,26 @@
 //! host that looks through its mapping.
 //!
 //! Each contract runs twice from the same code, on this host's KVM (`kvm::`) and on the model (`model::`), which needs no
-//! KVM. The names start with a letter: C for conversions, E for exits, F for failures on order, N for what no
+//! KVM. The names start with a letter: C for conversions, E for exits, F for failures on order, M for
+//! mismatches (which the model alone has of every VM type), N for what no
 //! other suite looks at, P for populating ahead, R for regions and what is refused.
 
 mod c;
 mod c_many;
 mod e;
 mod f;
+mod m;
 mod n;
 mod p;
 mod r;
 
 use std::process::ExitCode;
 
+use hypervisor::model::ModelHypervisor;
 use kvm_tests::backend::Backend;
 use kvm_tests::trial::trial;
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Completion, Trial};
+use m::OnModel;
 
 /// A named contract.
 type Contract = (&'static str, fn(&Backend) -> anyhow::Result<()>);
@@ -32,6 +36,8 @@ fn main() -> ExitCode {
     let contracts =
         [c::CONTRACTS, c_many::CONTRACTS, e::CONTRACTS, f::CONTRACTS, n::CONTRACTS, p::CONTRACTS, r::CONTRACTS];
     let trials = contracts.into_iter().flatten().flat_map(|contract| [on_kvm(*contract), on_model(*contract)]);
+    let trials =
+        trials.chain(m::CONTRACTS.iter().flat_map(|contract| [not_on_kvm(contract.0), on_model_only(*contract)]));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
@@ -41,4 +47,14 @@ fn on_kvm((name, contract): Contract) -> Trial {
 
 fn on_model((name, contract): Contract) -> Trial {
     trial(&format!("model::{name}"), move || contract(&Backend::model()))
+}
+
+fn on_model_only((name, contract): OnModel) -> Trial {
+    trial(&format!("model::{name}"), move || contract(&ModelHypervisor::new()))
+}
+
+/// Not even the lab can run it.
+fn not_on_kvm(name: &str) -> Trial {
+    const REASON: &str = "only the model has VMs of every type, with a guest that makes any access";
+    Trial::ignorable_test(format!("kvm::{name}"), || Ok(Completion::ignored_with(REASON)))
 }

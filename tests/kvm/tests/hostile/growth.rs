@@ -1,6 +1,9 @@
 //! A guest holds no more memory than it was given, however it converts.
 
-use anyhow::ensure;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{anyhow, ensure};
 use hypervisor::GpaRange;
 use hypervisor::PageState::{Private, Shared};
 use kvm_tests::hostile::{Boot, HostileGuest};
@@ -10,6 +13,7 @@ use crate::{MIB, OPEN, SECRET, Test, finish};
 
 pub const TESTS: &[Test] = &[
     ("converting_all_memory_back_and_forth_costs_no_more_than_ram", back_and_forth),
+    ("a_storm_of_conversions_never_holds_much_more_than_ram", storm),
     ("touching_memory_through_either_alias_costs_no_more_than_ram", touches),
 ];
 
@@ -43,6 +47,43 @@ fn back_and_forth() -> anyhow::Result<()> {
     costs(&cgroup, "all of it shared", window.len()..=RAM)?;
     guest.converts(window, Private)?;
     costs(&cgroup, "none of it touched", 0..=RAM - window.len())?;
+    finish(guest)
+}
+
+/// At least 10,000 conversions over all of RAM, which the guest touches in either state; sampled all the while.
+fn storm() -> anyhow::Result<()> {
+    const RAM: u64 = 512 * MIB;
+    /// Pages at a time, and how many MiB of RAM: of each size a few thousand conversions.
+    const ROUNDS: [(u64, u64); 4] = [(1, 10), (16, 96), (64, 256), (512, 494)];
+    let cgroup = MemoryCgroup::new()?;
+    let mut guest = HostileGuest::boot_with(&Boot { memory: "512M", cgroup: Some(&cgroup), ..Boot::default() })?;
+    guest.touches(Private, GpaRange::new(17 * MIB, 495 * MIB)?, SECRET)?;
+    let before = guest.statistics()?.conversions_explicit;
+    let end = AtomicBool::new(false);
+    let (result, peak) = std::thread::scope(|scope| {
+        let sampler = scope.spawn(|| {
+            let mut peak = 0;
+            while !end.load(Ordering::Relaxed) {
+                peak = peak.max(cgroup.guest_memory()?);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok::<u64, anyhow::Error>(peak)
+        });
+        let result = ROUNDS.iter().try_for_each(|(pages_at_a_time, mib)| {
+            let refused = guest.churns(GpaRange::new(17 * MIB, mib * MIB)?, *pages_at_a_time)?;
+            ensure!(refused == 0, "{refused} conversions of {pages_at_a_time} pages were refused");
+            Ok(())
+        });
+        end.store(true, Ordering::Relaxed);
+        (result, sampler.join().unwrap_or_else(|_| Err(anyhow!("the sampler panicked"))))
+    });
+    result?;
+    let (peak, conversions) = (peak?, guest.statistics()?.conversions_explicit - before);
+    let ratio = peak as f64 / RAM as f64;
+    println!("a storm of {conversions} conversions: at its peak the guest held {ratio:.4} times its RAM");
+    ensure!(conversions >= 10_000, "that was no storm: {conversions} conversions");
+    ensure!(ratio <= 1.03, "the guest held {peak} bytes, {ratio:.4} times its RAM");
+    ensure!(ratio >= 0.9, "the guest held {peak} bytes only, so all of its RAM was not touched");
     finish(guest)
 }
 

@@ -8,6 +8,7 @@ mod contents;
 mod growth;
 mod launch;
 mod paravirtual;
+mod policy;
 mod ranges;
 mod reset;
 mod wrong_alias;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         announcements::TESTS,
         ranges::TESTS,
         paravirtual::TESTS,
+        policy::TESTS,
         growth::TESTS,
         launch::TESTS,
         reset::TESTS,

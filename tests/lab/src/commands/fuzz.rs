@@ -22,8 +22,9 @@ use fuzzer::{Fuzzer, Outcome};
 /// Options of `lab fuzz`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-The exit status is 0 if nothing was found, 1 if an input failed, and 2 if the target could not be run. It needs no
-nightly toolchain and installs cargo-fuzz if it is not there. Without a TARGET, or with an unknown one, it lists them.
+It needs no nightly toolchain, and installs cargo-fuzz if it is not there. The exit status is 0 if
+nothing was found, 1 if an input failed, and 2 if the target could not be run. Without a TARGET it
+lists all there are.
 
 Examples:
   cargo lab fuzz conversion_request                    for a minute
