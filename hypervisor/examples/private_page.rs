@@ -12,7 +12,7 @@ use hypervisor::{
 };
 use vm_memory::{Bytes, VolatileMemory};
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Where the guest's code lies, and the page that is to be private.
 const CODE: u64 = 0x1000;

@@ -17,7 +17,7 @@ use hypervisor::{GpaRange, MapGpaRangeReply, MemoryFault, Vcpu};
 use crate::pattern::Pattern;
 
 pub use scripted::ScriptedGuest;
-pub use x86::X86Guest;
+pub use x86::{REPORT_DOUBLE_FAULT, X86Guest};
 
 /// What became of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,5 +11,6 @@ mod listeners;
 mod policy;
 mod properties;
 mod reference;
+mod sequence;
 mod waiting;
 mod world;

@@ -12,7 +12,8 @@
 //! | EAX, EBP | seed and mask of the [`Pattern`] | |
 //! | EDX | | the last word read |
 //!
-//! A hypercall takes EAX, EBX, ECX and EDX instead. A general protection fault is reported through another port.
+//! A hypercall takes EAX, EBX, ECX and EDX instead. General protection faults and double faults are reported through ports
+//! of their own.
 
 use std::sync::Arc;
 
@@ -35,6 +36,9 @@ const PAGES: u64 = 2;
 
 const REPORT: u16 = 1;
 const REPORT_GENERAL_PROTECTION: u16 = 2;
+/// The port through which a double fault is reported.
+pub const REPORT_DOUBLE_FAULT: u16 = 3;
+const DOUBLE_FAULT: usize = 8;
 const GENERAL_PROTECTION: usize = 13;
 const MAP_GPA_RANGE: u64 = 12;
 
@@ -76,8 +80,12 @@ const HYPERCALL_AMD: &[u8] = &[
     0x0f, 0x01, 0xd9, //       vmmcall
     0xe6, 0x01, //             out REPORT, al
 ];
-const HANDLER: &[u8] = &[
+const GENERAL_PROTECTION_HANDLER: &[u8] = &[
     0xe6, 0x02, //             out REPORT_GENERAL_PROTECTION, al
+    0xf4, //                   hlt
+];
+const DOUBLE_FAULT_HANDLER: &[u8] = &[
+    0xe6, 0x03, //             out REPORT_DOUBLE_FAULT, al
     0xf4, //                   hlt
 ];
 
@@ -85,7 +93,9 @@ const WRITE_AT: u64 = 0;
 const CHECK_AT: u64 = WRITE_AT + WRITE.len() as u64;
 const READ_ON_AT: u64 = CHECK_AT + CHECK.len() as u64;
 const HYPERCALL_AT: u64 = READ_ON_AT + READ_ON.len() as u64;
-const HANDLER_AT: u64 = HYPERCALL_AT + HYPERCALL_AMD.len() as u64;
+const HANDLERS_AT: u64 = HYPERCALL_AT + HYPERCALL_AMD.len() as u64;
+const HANDLERS: [(usize, u64); 2] =
+    [(GENERAL_PROTECTION, HANDLERS_AT), (DOUBLE_FAULT, HANDLERS_AT + GENERAL_PROTECTION_HANDLER.len() as u64)];
 
 /// A vCPU with that code.
 pub struct X86Guest {
@@ -101,11 +111,14 @@ impl X86Guest {
         let low = Arc::new(SharedMemory::new("kvm-tests-code", PAGES * PAGE_SIZE)?);
         let memory = low.mapping().as_volatile_slice();
         let hypercall = if amd { HYPERCALL_AMD } else { HYPERCALL_INTEL };
-        memory.write_slice(&[WRITE, CHECK, READ_ON, hypercall, HANDLER].concat(), 0)?;
+        let handlers = [GENERAL_PROTECTION_HANDLER, DOUBLE_FAULT_HANDLER].concat();
+        memory.write_slice(&[WRITE, CHECK, READ_ON, hypercall, &handlers].concat(), 0)?;
         for (number, descriptor) in [0, FLAT_CODE, FLAT_DATA].into_iter().enumerate() {
             memory.write_obj(descriptor, DESCRIPTORS as usize + 8 * number)?;
         }
-        memory.write_obj(interrupt_gate(base + HANDLER_AT), INTERRUPTS as usize + 8 * GENERAL_PROTECTION)?;
+        for (vector, handler) in HANDLERS {
+            memory.write_obj(interrupt_gate(base + handler), INTERRUPTS as usize + 8 * vector)?;
+        }
         let shared = Some(Slice { backing: low.clone(), offset: 0 });
         vm.add_region(slot, &Region { range: GpaRange::new(base, low.size())?, shared, private: None })?;
         let vcpu = vm.create_vcpu(id)?;

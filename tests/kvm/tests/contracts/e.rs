@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use hypervisor::PageState::{Private, Shared};
-use hypervisor::{GpaRange, Region, Slice};
+use hypervisor::x86_64::Registers;
+use hypervisor::{Exit, GpaRange, Region, Slice};
 use kvm_tests::PAGE;
 use kvm_tests::backend::Backend;
 use kvm_tests::expect;
-use kvm_tests::guest::Outcome;
+use kvm_tests::guest::{Outcome, REPORT_DOUBLE_FAULT};
 use kvm_tests::memory::TestMemory;
 use kvm_tests::pattern::{LINE, Pattern};
 
@@ -27,6 +29,9 @@ pub const CONTRACTS: &[Contract] = &[
     ("e4_a_shared_page_without_a_backing_is_an_error_without_an_address", e4),
     ("e5_a_shared_access_without_a_slot_is_mmio", e5),
 ];
+
+/// Contracts of KVM alone.
+pub const ON_KVM: &[Contract] = &[("e3_a_fault_that_cannot_be_delivered_becomes_a_double_fault", e3_stack)];
 
 /// The slot goes while the guest reads: it exits with the page it reads, as a private access. Attributes and contents
 /// outlive the slot: added again, it is private and as it was.
@@ -93,6 +98,32 @@ fn e3(backend: &Backend) -> anyhow::Result<()> {
     expect::equal("what the guest takes", guest.resume()?, Outcome::GeneralProtection)?;
     memory.set(page, Shared)?;
     guest.sees(memory.all(), HOST)?.done()
+}
+
+/// The guest's stack is where it may not write, either, so that the first fault can't be delivered: it takes a double fault,
+/// once its stack is in order. The model has no stacks.
+fn e3_stack(backend: &Backend) -> anyhow::Result<()> {
+    let vm = backend.create_private_vm()?;
+    let mut guest = vm.guest(0, 0)?;
+    let memory = TestMemory::without_guest_memfd(vm.vm(), 1, GpaRange::new(BASE, SIZE)?)?;
+    let (page, stack) = (memory.part(3 * PAGE, PAGE)?, memory.part(5 * PAGE, PAGE)?);
+    memory.set(memory.all(), Private)?;
+
+    guest.writes(page, GUEST)?.private_fault_at(page)?;
+    let registers = guest.vcpu().registers()?;
+    guest.vcpu().set_registers(&Registers { rsp: stack.end(), ..registers })?;
+    guest.vcpu().inject_general_protection()?;
+    guest.resume()?.private_fault_at(stack)?;
+    // The double fault can't be delivered, either, and nothing is lower than that.
+    for _ in 0..2 {
+        guest.vcpu().inject_general_protection()?;
+        guest.resume()?.private_fault_at(stack)?;
+    }
+    guest.vcpu().set_registers(&registers)?;
+    let exit = guest.vcpu().run()?;
+    let reported = matches!(exit, Exit::IoOut { port: REPORT_DOUBLE_FAULT, .. });
+    ensure!(reported, "{exit:?}, expected the report of a double fault");
+    memory.host_sees(memory.all(), Pattern::ZEROS)
 }
 
 /// A region with private memory only: while its pages are shared, an access fails, and nobody says where.

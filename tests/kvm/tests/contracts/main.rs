@@ -2,9 +2,9 @@
 //! host that looks through its mapping.
 //!
 //! Each contract runs twice from the same code, on this host's KVM (`kvm::`) and on the model (`model::`), which needs no
-//! KVM. The names start with a letter: C for conversions, E for exits, F for failures on order, M for
-//! mismatches (which the model alone has of every VM type), N for what no
-//! other suite looks at, P for populating ahead, R for regions and what is refused.
+//! KVM. The names start with a letter: C for conversions, E for exits, F for failures on order, M for mismatches by type
+//! of VM (which only the model has), N for what no other suite looks at, P for populating ahead, R for regions and what is
+//! refused.
 
 mod c;
 mod c_many;
@@ -13,6 +13,8 @@ mod f;
 mod m;
 mod n;
 mod p;
+#[path = "../../../../hypervisor/examples/private_page.rs"]
+mod private_page;
 mod r;
 
 use std::process::ExitCode;
@@ -36,9 +38,14 @@ fn main() -> ExitCode {
     let contracts =
         [c::CONTRACTS, c_many::CONTRACTS, e::CONTRACTS, f::CONTRACTS, n::CONTRACTS, p::CONTRACTS, r::CONTRACTS];
     let trials = contracts.into_iter().flatten().flat_map(|contract| [on_kvm(*contract), on_model(*contract)]);
-    let trials =
-        trials.chain(m::CONTRACTS.iter().flat_map(|contract| [not_on_kvm(contract.0), on_model_only(*contract)]));
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let trials = trials
+        .chain(e::ON_KVM.iter().copied().map(on_kvm))
+        .chain(m::CONTRACTS.iter().flat_map(|contract| [not_on_kvm(contract.0), on_model_only(*contract)]));
+    let example = trial("kvm::the_example_of_a_private_page_runs", || {
+        Backend::kvm()?.create_private_vm()?;
+        private_page::main().map_err(anyhow::Error::from_boxed)
+    });
+    libtest_mimic::run(&arguments, trials.chain([example]).collect()).exit_code()
 }
 
 fn on_kvm((name, contract): Contract) -> Trial {
