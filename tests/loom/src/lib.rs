@@ -12,6 +12,8 @@
 
 #[path = "../../../vmm/src/memory/guarded/guard.rs"]
 mod guard;
+#[path = "../../../vmm/src/memory/guarded/guards.rs"]
+mod guards;
 #[path = "../../../vmm/src/memory/guarded/in_flight.rs"]
 mod in_flight;
 #[path = "../../../vmm/src/memory/guarded/pages.rs"]
@@ -32,7 +34,7 @@ mod writer;
 
 pub mod scenarios;
 
-pub use guard::Guards;
+pub use guards::Guards;
 pub use pages::PageRange;
 pub use quiesce::{Quiesce, Report, WaitForGuards};
 pub use sync::{Weakening, with};

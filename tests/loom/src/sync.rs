@@ -22,7 +22,8 @@ pub(super) const SLOTS: usize = 2;
 pub enum Weakening {
     /// Nothing: the product's own orderings.
     Nothing,
-    /// Publishing a guard orders nothing that comes after it: it may be seen later than the test of the refused bits.
+    /// Publishing a guard acquires and releases, but is not sequentially consistent: it may be seen later than the test of
+    /// the refused bits.
     Publish,
     /// Testing the refused bits acquires nothing.
     Test,
@@ -35,6 +36,8 @@ pub enum Weakening {
     /// Letting devices in releases nothing.
     Allow,
     /// There is no fence between refusing devices and looking for their guards.
+    NoRevocationFence,
+    /// The fence between them acquires and releases, but is not sequentially consistent.
     RevocationFence,
     /// Changing the record of conversions in flight releases nothing.
     Record,
@@ -71,7 +74,7 @@ pub(super) mod order {
     }
 
     pub fn publish() -> Ordering {
-        unless(Weakening::Publish, Ordering::SeqCst)
+        if weakened(Weakening::Publish) { Ordering::AcqRel } else { Ordering::SeqCst }
     }
 
     pub fn test() -> Ordering {
@@ -132,8 +135,9 @@ impl AtomicU64 {
 
 /// Between setting the refused bits and looking for guards.
 pub(super) fn revocation_fence() {
-    if !weakened(Weakening::RevocationFence) {
-        loom::sync::atomic::fence(Ordering::SeqCst);
+    if !weakened(Weakening::NoRevocationFence) {
+        let weaker = weakened(Weakening::RevocationFence);
+        loom::sync::atomic::fence(if weaker { Ordering::AcqRel } else { Ordering::SeqCst });
     }
 }
 

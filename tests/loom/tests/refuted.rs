@@ -37,12 +37,17 @@ impl Quiesce for DoNothing {
 }
 
 #[test]
-fn without_order_between_publishing_and_testing() {
+fn without_sequential_consistency_between_publishing_and_testing() {
     refuted(Weakening::Publish, &[UNORDERED, STALE], || scenarios::to_private(&WaitForGuards));
 }
 
 #[test]
 fn without_the_fence_between_revoking_and_looking() {
+    refuted(Weakening::NoRevocationFence, &[UNORDERED, STALE], || scenarios::to_private(&WaitForGuards));
+}
+
+#[test]
+fn with_a_weaker_fence_between_revoking_and_looking() {
     refuted(Weakening::RevocationFence, &[UNORDERED, STALE], || scenarios::to_private(&WaitForGuards));
 }
 

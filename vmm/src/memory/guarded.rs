@@ -103,8 +103,10 @@
 //! }
 //! ```
 
+mod attribute_map;
 mod device_memory;
 mod guard;
+mod guards;
 mod held;
 mod in_flight;
 mod pages;
@@ -120,8 +122,10 @@ mod sync;
 mod view;
 mod writer;
 
+pub use attribute_map::{AttributeMap, GpaRun};
 pub use device_memory::{DeviceMemory, RefusalObserver, SizeMismatch};
-pub use guard::{Guard, GuardHandle, Guards, Pin, Refused};
+pub use guard::{Guard, GuardHandle};
+pub use guards::{Guards, Pin, Refused};
 pub use held::{PinnedMemory, Window};
 pub use pages::{MAX_PAGES, PageRange};
 pub use quiesce::{Quiesce, REPORT_INTERVAL, Report, WaitForGuards, Waiting};

@@ -3,7 +3,9 @@
 #![cfg(test)]
 
 mod device;
+mod hostile;
 mod memory;
 mod race;
+mod ring;
 mod virtio;
 mod waiting;

@@ -3,50 +3,30 @@
 use std::io::{Read, Write};
 
 use hypervisor::PAGE_SIZE;
-use virtio_queue::desc::{RawDescriptor, split::Descriptor};
-use virtio_queue::{Error, Queue, QueueT, Reader};
-use vm_memory::{Bytes, GuestAddress};
+use virtio_queue::{Error, QueueT, Reader};
+use vm_memory::GuestAddress;
 use vmm::memory::guarded::{Obstacle, RefusedAccess};
 
 use crate::memory::{Memory, pages};
+use crate::ring::Ring;
 
-const QUEUE_SIZE: u16 = 16;
-const TABLE: GuestAddress = GuestAddress(0);
-const AVAILABLE: GuestAddress = GuestAddress(PAGE_SIZE);
-const USED: GuestAddress = GuestAddress(2 * PAGE_SIZE);
+const RING: Ring = Ring::new(16);
 
 /// VIRTQ_DESC_F_NEXT and VIRTQ_DESC_F_WRITE.
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-/// What the guest's driver does, past all guards.
+/// Makes a chain of these available: address, length and flags.
 fn offer(memory: &Memory, descriptors: &[(u64, u32, u16)]) {
-    use vm_memory::VolatileMemory;
-    let ram = memory.backing.mapping().as_volatile_slice();
-    for (index, (address, length, flags)) in descriptors.iter().enumerate() {
-        let descriptor = RawDescriptor::from(Descriptor::new(*address, *length, *flags, index as u16 + 1));
-        ram.write_obj(descriptor, TABLE.0 as usize + index * size_of::<RawDescriptor>()).unwrap();
-    }
-    let available = AVAILABLE.0 as usize;
-    let index: u16 = ram.read_obj(available + 2).unwrap();
-    ram.write_obj(0u16, available + 4 + 2 * usize::from(index % QUEUE_SIZE)).unwrap();
-    ram.write_obj(index + 1, available + 2).unwrap();
-}
-
-fn queue() -> Queue {
-    let mut queue = Queue::new(QUEUE_SIZE).unwrap();
-    queue.try_set_desc_table_address(TABLE).unwrap();
-    queue.try_set_avail_ring_address(AVAILABLE).unwrap();
-    queue.try_set_used_ring_address(USED).unwrap();
-    queue.set_ready(true);
-    queue
+    let made: Vec<_> = (1..).zip(descriptors).map(|(next, (at, length, flags))| (*at, *length, *flags, next)).collect();
+    RING.offer(memory, &made);
 }
 
 #[test]
 fn a_chain_is_read_and_written_through_a_view() {
     let memory = Memory::new(&[(0, 64, 0, true)]);
     let view = memory.device.view("device");
-    let mut queue = queue();
+    let mut queue = RING.queue();
     assert!(queue.is_valid(&view));
 
     memory.fill(10, b'a');
@@ -64,7 +44,7 @@ fn a_chain_is_read_and_written_through_a_view() {
     queue.add_used(&view, head, 8).unwrap();
     assert_eq!(memory.page(19)[PAGE_SIZE as usize - 5..], [0, 7, 7, 7, 7]);
     assert_eq!(memory.page(20)[..5], [7, 7, 7, 7, 0]);
-    assert_eq!(view.read_obj::<u16>(GuestAddress(USED.0 + 2)).unwrap(), 1);
+    assert_eq!(view.read_obj::<u16>(GuestAddress(RING.used().0 + 2)).unwrap(), 1);
     assert!(queue.pop_descriptor_chain(&view).is_none());
 }
 
@@ -73,7 +53,7 @@ fn a_chain_that_names_a_private_page_is_an_error_that_says_so() {
     let mut memory = Memory::new(&[(0, 64, 0, true)]);
     memory.make_private(pages(12, 13));
     let view = memory.device.view("device");
-    let mut queue = queue();
+    let mut queue = RING.queue();
     offer(&memory, &[(10 * PAGE_SIZE, 3, NEXT), (12 * PAGE_SIZE, 2, 0)]);
     let chain = queue.pop_descriptor_chain(&view).unwrap();
     let error = match Reader::new(&view, chain) {
@@ -89,7 +69,7 @@ fn a_chain_that_names_a_private_page_is_an_error_that_says_so() {
 fn a_queue_whose_rings_became_private_is_an_error() {
     let mut memory = Memory::new(&[(0, 64, 0, true)]);
     let view = memory.device.view("device");
-    let mut queue = queue();
+    let mut queue = RING.queue();
     offer(&memory, &[(10 * PAGE_SIZE, 3, 0)]);
     memory.make_private(pages(1, 3));
     assert!(!queue.is_valid(&view));

@@ -81,6 +81,23 @@ fn for_guards_beyond_the_slots() {
 }
 
 #[test]
+fn for_any_number_of_guards_each_found_at_once() {
+    // More than a queue has descriptors, all held by one device, and again.
+    const GUARDS: usize = 40_000;
+    let mut memory = memory();
+    let view = memory.device.view("device");
+    let start = Instant::now();
+    for _ in 0..2 {
+        let held: Vec<_> = (0..GUARDS).map(|n| slice(&view, n as u64 % 100)).collect();
+        assert!(memory.device.guards().pin(&[pages(0, PAGES)], view.owner()).is_ok());
+        let last = held.into_iter().next_back();
+        waits_until(&mut memory, (GUARDS as u64 - 1) % 100, || drop(last));
+        memory.writer.share(pages(99, 100)).unwrap();
+    }
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+#[test]
 fn not_for_guards_on_other_pages() {
     let mut memory = memory();
     let view = memory.device.view("device");

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hypervisor::{PAGE_SIZE, SharedMemory};
+use hypervisor::SharedMemory;
 use vm_memory::MmapRegion;
 
-use super::guard::Guards;
+use super::attribute_map::AttributeMap;
+use super::guards::Guards;
 use super::ram_table::RamTable;
 use super::refusal::RefusedAccess;
 use super::sync::Arc;
@@ -30,7 +31,7 @@ pub type RefusalObserver = dyn Fn(&RefusedAccess) + Send + Sync;
 /// Guest memory as devices may use it.
 pub struct DeviceMemory {
     mapping: Arc<SharedMemory>,
-    table: RamTable,
+    map: AttributeMap,
     guards: Arc<Guards>,
     refused: AtomicU64,
     observer: Box<RefusalObserver>,
@@ -48,11 +49,12 @@ impl DeviceMemory {
         guards: Arc<Guards>,
         observer: Box<RefusalObserver>,
     ) -> std::result::Result<Arc<Self>, SizeMismatch> {
-        let (backing, map) = (mapping.size(), guards.plane().pages() * PAGE_SIZE);
-        if backing != map || backing != table.backing_size() {
-            return Err(SizeMismatch { backing, map, table: table.backing_size() });
+        let map = AttributeMap::new(table, guards.plane().clone())?;
+        if mapping.size() != map.table().backing_size() {
+            let table = map.table().backing_size();
+            return Err(SizeMismatch { backing: mapping.size(), map: table, table });
         }
-        Ok(Arc::new(Self { mapping, table, guards, refused: AtomicU64::new(0), observer }))
+        Ok(Arc::new(Self { mapping, map, guards, refused: AtomicU64::new(0), observer }))
     }
 
     /// A view for one thread of a device. `owner` names it in refusals and in reports of waiting conversions.
@@ -65,9 +67,14 @@ impl DeviceMemory {
         &self.guards
     }
 
+    /// The state of every page, by guest address.
+    pub fn map(&self) -> &AttributeMap {
+        &self.map
+    }
+
     /// Where RAM lies.
     pub fn table(&self) -> &RamTable {
-        &self.table
+        self.map.table()
     }
 
     /// The shared backing.

@@ -1,132 +1,19 @@
 //! Guards: proof that pages stay shared until it is dropped.
 //!
-//! Each device handle owns a cache line of slots. A guard publishes its page range in a slot, then tests the refused
-//! bits of its pages: the order in which the two are done is what the whole protocol rests on (see [`super`]). Ending a
-//! guard clears the slot. Slots belong to one handle, so no two devices ever write to the same cache line, and a writer
-//! reads them only when it converts.
+//! A guard publishes its page range in a slot of its handle's cache line, then tests the refused bits of its pages: the
+//! order in which the two are done is what the whole protocol rests on (see [`super`]). Ending a guard clears the slot.
 //!
 //! Cost: one atomic exchange and one load to begin a guard, one store to end it. As many guards as there are slots can
-//! be held at a time by one handle; further ones still work, as pins, at the price of a mutex.
+//! be held at a time by one handle; further ones still work, as pins, at the price of a mutex. What holds them is kept
+//! for the next time: 64 bytes for each, at most twice as many as there were at any time.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 
+use super::guards::{Guards, Line, Pin, Refused};
 use super::pages::PageRange;
-use super::pins::{Pinned, Pins};
-use super::state_plane::{RefusedBits, StatePlane};
-use super::sync::{Arc, AtomicU64, RwLock, SLOTS, order};
-
-/// The slots of one handle. Two lines' worth of alignment, since processors fetch lines in pairs.
-#[repr(align(128))]
-pub(super) struct Line {
-    /// The pages of a guard each, zero where there is none.
-    slots: [AtomicU64; SLOTS],
-}
-
-impl Line {
-    fn new() -> Self {
-        Self { slots: std::array::from_fn(|_| AtomicU64::new(0)) }
-    }
-
-    /// The pages that a slot names.
-    pub(super) fn pages(&self, slot: usize) -> Option<PageRange> {
-        PageRange::from_word(self.slots[slot].load(order::scan()))
-    }
-}
-
-struct Registered {
-    line: Arc<Line>,
-    owner: Arc<str>,
-}
-
-/// The guards of all devices on one map.
-pub struct Guards {
-    plane: Arc<StatePlane>,
-    lines: RwLock<Vec<Registered>>,
-    pins: Pins,
-}
-
-impl Guards {
-    /// No guards yet, on this map.
-    pub fn new(plane: Arc<StatePlane>) -> Arc<Self> {
-        Arc::new(Self { plane, lines: RwLock::new(Vec::new()), pins: Pins::default() })
-    }
-
-    /// The map.
-    pub fn plane(&self) -> &Arc<StatePlane> {
-        &self.plane
-    }
-
-    /// A handle for a thread of a device. `owner` is who is told to be in the way, should a conversion have to wait.
-    pub fn handle(self: &Arc<Self>, owner: &str) -> GuardHandle {
-        let line = Arc::new(Line::new());
-        let owner: Arc<str> = owner.into();
-        let registered = Registered { line: line.clone(), owner: owner.clone() };
-        self.lines.write().unwrap_or_else(|e| e.into_inner()).push(registered);
-        let holders = std::array::from_fn(|slot| Holder::new(slot, &line, self));
-        GuardHandle {
-            holders,
-            line,
-            bits: self.plane.refused_bits(),
-            overflow: OnceCell::new(),
-            guards: self.clone(),
-            owner,
-        }
-    }
-
-    /// Pins pages until the pin is dropped, on whatever thread.
-    ///
-    /// # Errors
-    /// The first page that devices are refused; nothing is pinned then.
-    pub fn pin(self: &Arc<Self>, ranges: &[PageRange], owner: &Arc<str>) -> Result<Pin, Refused> {
-        let pinned = self.pin_inner(ranges, owner)?;
-        Ok(Pin { guards: self.clone(), pinned })
-    }
-
-    fn pin_inner(&self, ranges: &[PageRange], owner: &Arc<str>) -> Result<Pinned, Refused> {
-        let pinned = self.pins.insert(ranges.iter().copied(), owner);
-        match ranges.iter().find_map(|range| self.plane.first_refused(*range)) {
-            None => Ok(pinned),
-            Some(page) => {
-                self.pins.remove(&pinned);
-                Err(Refused { page })
-            }
-        }
-    }
-
-    /// All pins.
-    pub(super) fn pins(&self) -> &Pins {
-        &self.pins
-    }
-
-    /// The slots that name a page of this range now, with their owners.
-    pub(super) fn overlapping(&self, range: PageRange) -> Vec<(Arc<Line>, usize, Arc<str>)> {
-        let mut found = Vec::new();
-        for Registered { line, owner } in self.lines.read().unwrap_or_else(|e| e.into_inner()).iter() {
-            // All at once: the line is likely to be taken back by its owner between two looks.
-            let words: [u64; SLOTS] = std::array::from_fn(|slot| line.slots[slot].load(order::scan()));
-            for (slot, pages) in words.into_iter().map(PageRange::from_word).enumerate() {
-                if pages.is_some_and(|pages| pages.overlaps(range)) {
-                    found.push((line.clone(), slot, owner.clone()));
-                }
-            }
-        }
-        found
-    }
-}
-
-impl fmt::Debug for Guards {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guards").field("plane", &self.plane).finish_non_exhaustive()
-    }
-}
-
-/// A page that devices are refused, or that the map doesn't have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refused {
-    /// The first such page of what was asked for.
-    pub page: u64,
-}
+use super::state_plane::RefusedBits;
+use super::sync::{Arc, SLOTS, order};
 
 /// One thread's means to guard pages. It can be sent to another thread, and used by one at a time.
 pub struct GuardHandle {
@@ -134,36 +21,34 @@ pub struct GuardHandle {
     holders: [Holder; SLOTS],
     line: Arc<Line>,
     bits: RefusedBits,
-    /// What is held beyond the slots.
-    overflow: OnceCell<Box<Overflow>>,
+    overflow: Overflow,
     guards: Arc<Guards>,
     owner: Arc<str>,
 }
 
 impl GuardHandle {
+    pub(super) fn new(guards: &Arc<Guards>, owner: Arc<str>) -> Self {
+        let plane = guards.plane();
+        let line = plane.registry.enter(&owner);
+        Self {
+            holders: std::array::from_fn(|slot| Holder::new(slot, &line)),
+            bits: plane.refused_bits(),
+            overflow: Overflow::new(&line),
+            line,
+            guards: guards.clone(),
+            owner,
+        }
+    }
+
     /// Guards a range of pages.
     ///
     /// # Errors
     /// The first page that devices are refused; nothing is guarded then.
-    #[inline(always)]
     pub fn guard(&self, range: PageRange) -> Result<Guard<'_>, Refused> {
-        let (Some((word, mask)), [holder, ..], [place, ..]) = (self.bits.word(range), &self.holders, &self.line.slots)
-        else {
-            return self.guard_slowly(range);
-        };
-        if !holder.is_free() {
-            return self.guard_slowly(range);
-        }
-        place.swap(range.to_word(), order::publish());
-        if word.load(order::test()) & mask != 0 {
-            place.store(0, order::clear());
-            return Err(self.refused(range));
-        }
-        holder.count.set(1);
-        Ok(Guard(holder))
+        self.guard_with(self.holders.iter().find(|holder| holder.is_free()), range)
     }
 
-    /// Guards a range of pages for longer than an access: leaves the slot that [`GuardHandle::guard`] is quickest with.
+    /// Guards a range of pages for longer than an access: leaves the first slot, with which guards are quickest.
     ///
     /// # Errors
     /// The first page that devices are refused; nothing is guarded then.
@@ -171,44 +56,37 @@ impl GuardHandle {
         self.guard_with(self.holders.iter().rev().find(|holder| holder.is_free()), range)
     }
 
-    /// Guards beyond the first, and of more pages than one word has bits for.
-    #[cold]
-    #[inline(never)]
-    fn guard_slowly(&self, range: PageRange) -> Result<Guard<'_>, Refused> {
-        self.guard_with(self.holders.iter().find(|holder| holder.is_free()), range)
+    /// Guards pages whose bits are in one word, with the first slot. `None` if it is taken, and also if a page is refused:
+    /// [`GuardHandle::guard`] knows the rest.
+    #[inline(always)]
+    pub(super) fn guard_quickly(&self, range: PageRange) -> Option<Guard<'_>> {
+        let (word, mask) = self.bits.word(range)?;
+        let ([holder, ..], [place, ..]) = (&self.holders, &self.line.slots);
+        if !holder.is_free() {
+            return None;
+        }
+        place.swap(range.to_word(), order::publish());
+        if word.load(order::test()) & mask != 0 {
+            place.store(0, order::clear());
+            return None;
+        }
+        Some(holder.hold())
     }
 
-    fn guard_with<'a>(&'a self, holder: Option<&'a Holder>, range: PageRange) -> Result<Guard<'a>, Refused> {
-        let Some(holder) = holder else { return self.guard_by_pin(range) };
+    fn guard_with<'a>(&'a self, free: Option<&'a Holder>, range: PageRange) -> Result<Guard<'a>, Refused> {
+        let Some(holder) = free else {
+            let pin = self.guards.pin(&[range], &self.owner)?;
+            let holder = self.overflow.take();
+            holder.pin.replace(Some(pin));
+            return Ok(holder.hold());
+        };
         let place = &self.line.slots[holder.slot];
         place.swap(range.to_word(), order::publish());
-        if let Some(page) = self.guards.plane.first_refused(range) {
+        if let Some(page) = self.guards.plane().first_refused(range) {
             place.store(0, order::clear());
             return Err(Refused { page });
         }
-        holder.count.set(1);
-        Ok(Guard(holder))
-    }
-
-    fn guard_by_pin(&self, range: PageRange) -> Result<Guard<'_>, Refused> {
-        let pinned = self.guards.pin_inner(&[range], &self.owner)?;
-        let mut overflow = &self.overflow;
-        loop {
-            let more = overflow.get_or_init(|| Box::new(Overflow::new(&self.line, &self.guards)));
-            if let Some(holder) = more.holders.iter().find(|holder| holder.is_free()) {
-                holder.count.set(1);
-                holder.pinned.set(Some(pinned));
-                return Ok(Guard(holder));
-            }
-            overflow = &more.next;
-        }
-    }
-
-    /// Which page it was. It may have become shared since: then the first one will do.
-    #[cold]
-    #[inline(never)]
-    fn refused(&self, range: PageRange) -> Refused {
-        Refused { page: self.guards.plane.first_refused(range).unwrap_or(range.first()) }
+        Ok(holder.hold())
     }
 
     /// Who this handle is for.
@@ -222,73 +100,13 @@ impl GuardHandle {
     }
 }
 
-/// What keeps a guard up: a slot, or a pin.
-struct Holder {
-    /// How many guards share it; zero if it is free.
-    count: Cell<usize>,
-    /// Which slot, [`NO_SLOT`] for a pin.
-    slot: usize,
-    line: Arc<Line>,
-    pinned: Cell<Option<Pinned>>,
-    guards: Arc<Guards>,
-}
-
-/// Stands for a slot where there is none.
-const NO_SLOT: usize = SLOTS;
-
-impl Holder {
-    fn new(slot: usize, line: &Arc<Line>, guards: &Arc<Guards>) -> Self {
-        let (line, guards) = (line.clone(), guards.clone());
-        Self { count: Cell::new(0), slot, line, pinned: Cell::new(None), guards }
-    }
-
-    #[inline(always)]
-    fn is_free(&self) -> bool {
-        self.count.get() == 0
-    }
-
-    #[inline(always)]
-    fn end(&self) {
-        match self.line.slots.get(self.slot) {
-            Some(place) => place.store(0, order::clear()),
-            None => self.unpin(),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn unpin(&self) {
-        if let Some(pinned) = self.pinned.take() {
-            self.guards.pins.remove(&pinned);
-        }
-    }
-}
-
-/// Holders beyond the slots, and more of them. They stay where they are, so that guards can point at them.
-struct Overflow {
-    holders: [Holder; 16],
-    next: OnceCell<Box<Overflow>>,
-}
-
-impl Overflow {
-    fn new(line: &Arc<Line>, guards: &Arc<Guards>) -> Self {
-        Self { holders: std::array::from_fn(|_| Holder::new(NO_SLOT, line, guards)), next: OnceCell::new() }
-    }
-}
-
 impl Drop for GuardHandle {
     fn drop(&mut self) {
         // Guards borrow the handle, so there are none, except such as were forgotten: those end here.
         for slot in &self.line.slots {
             slot.store(0, order::clear());
         }
-        let mut next = self.overflow.get();
-        while let Some(overflow) = next {
-            overflow.holders.iter().for_each(Holder::unpin);
-            next = overflow.next.get();
-        }
-        let mut lines = self.guards.lines.write().unwrap_or_else(|e| e.into_inner());
-        lines.retain(|registered| !Arc::ptr_eq(&registered.line, &self.line));
+        self.guards.plane().registry.leave(&self.line);
     }
 }
 
@@ -326,20 +144,103 @@ impl fmt::Debug for Guard<'_> {
     }
 }
 
-/// Pages that stay shared until this is dropped, on whatever thread.
-pub struct Pin {
-    guards: Arc<Guards>,
-    pinned: Pinned,
+/// What keeps a guard up: a slot, or a pin.
+struct Holder {
+    /// How many guards share it; zero if it is free.
+    count: Cell<usize>,
+    /// Which slot, [`NO_SLOT`] for a pin.
+    slot: usize,
+    line: Arc<Line>,
+    pin: RefCell<Option<Pin>>,
 }
 
-impl Drop for Pin {
-    fn drop(&mut self) {
-        self.guards.pins.remove(&self.pinned);
+/// Stands for a slot where there is none.
+const NO_SLOT: usize = SLOTS;
+
+impl Holder {
+    fn new(slot: usize, line: &Arc<Line>) -> Self {
+        Self { count: Cell::new(0), slot, line: line.clone(), pin: RefCell::new(None) }
+    }
+
+    #[inline(always)]
+    fn is_free(&self) -> bool {
+        self.count.get() == 0
+    }
+
+    /// The guard that this holds from now on.
+    #[inline(always)]
+    fn hold(&self) -> Guard<'_> {
+        self.count.set(1);
+        Guard(self)
+    }
+
+    #[inline(always)]
+    fn end(&self) {
+        match self.line.slots.get(self.slot) {
+            Some(place) => place.store(0, order::clear()),
+            None => self.unpin(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn unpin(&self) {
+        self.pin.take();
     }
 }
 
-impl fmt::Debug for Pin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pin").finish_non_exhaustive()
+/// What holds guards beyond the slots. Holders stay where they are, so that guards can point at them; they come in blocks,
+/// each of which doubles their number.
+struct Overflow {
+    line: Arc<Line>,
+    blocks: OnceCell<Box<Block>>,
+    /// Holders that are free, by block and place in it. There may be others.
+    free: RefCell<Vec<(usize, usize)>>,
+}
+
+struct Block {
+    holders: Box<[Holder]>,
+    next: OnceCell<Box<Block>>,
+}
+
+impl Overflow {
+    /// Holders of the first block.
+    const FIRST: usize = 16;
+
+    fn new(line: &Arc<Line>) -> Self {
+        Self { line: line.clone(), blocks: OnceCell::new(), free: RefCell::new(Vec::new()) }
+    }
+
+    /// A free holder.
+    fn take(&self) -> &Holder {
+        loop {
+            let free = self.free.borrow_mut().pop();
+            let holder = free.and_then(|(block, place)| self.blocks().nth(block)?.holders.get(place));
+            match holder {
+                Some(holder) => return holder,
+                None => self.collect(),
+            }
+        }
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = &Block> {
+        std::iter::successors(self.blocks.get(), |block| block.next.get()).map(|block| &**block)
+    }
+
+    /// Lists the free holders, and makes more unless half of all are free: so listing them costs little for each.
+    fn collect(&self) {
+        let mut free = self.free.borrow_mut();
+        let (mut count, mut all, mut next) = (0, 0, &self.blocks);
+        for block in self.blocks() {
+            let places = block.holders.iter().enumerate().filter(|(_, holder)| holder.is_free());
+            free.extend(places.map(|(place, _)| (count, place)));
+            (count, all, next) = (count + 1, all + block.holders.len(), &block.next);
+        }
+        if free.len() <= all / 2 {
+            let more = all.max(Self::FIRST);
+            let holders = (0..more).map(|_| Holder::new(NO_SLOT, &self.line)).collect();
+            next.get_or_init(|| Box::new(Block { holders, next: OnceCell::new() }));
+            free.extend((0..more).map(|place| (count, place)));
+        }
     }
 }

@@ -9,7 +9,8 @@ use vm_memory::{
 };
 
 use super::device_memory::DeviceMemory;
-use super::guard::{Guard, Pin};
+use super::guard::Guard;
+use super::guards::Pin;
 use super::sync::Arc;
 
 /// Bytes that were checked once and stay shared for as long as this is held.

@@ -54,6 +54,11 @@ impl InFlight {
         slots.iter().filter_map(|slot| PageRange::from_word(slot.load(order::read())))
     }
 
+    /// The pages of the conversion in a slot.
+    pub(super) fn range(&self, slot: usize) -> Option<PageRange> {
+        PageRange::from_word(self.slots[slot].load(order::read()))
+    }
+
     /// Records a conversion and returns its slot; `None` if all are taken. For the one writer.
     pub(super) fn insert(&self, range: PageRange) -> Option<usize> {
         let free = self.slots.iter().position(|slot| slot.load(order::read()) == 0)?;

@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use super::guard::Guards;
+use super::guards::Guards;
 use super::pages::PageRange;
 use super::sync::{Arc, Wait};
 use super::writer::{Quiesced, Revoked};
@@ -44,17 +44,18 @@ pub struct WaitForGuards;
 
 impl Quiesce for WaitForGuards {
     fn quiesce(&self, guards: &Guards, range: PageRange, report: &mut Report<'_>) -> ControlFlow<()> {
+        let registry = &guards.plane().registry;
         let mut wait = None;
-        for (line, slot, owner) in guards.overlapping(range) {
+        for (line, slot, owner) in registry.overlapping(range) {
             let (wait, next_report) = wait.get_or_insert_with(|| (Wait::new(), REPORT_INTERVAL));
             while line.pages(slot).is_some_and(|pages| pages.overlaps(range)) {
                 wait.pause();
                 tell(wait, next_report, range, &owner, report)?;
             }
         }
-        while let Some(owner) = guards.pins().owner_in(range) {
+        while let Some(owner) = registry.pins.owner_in(range) {
             let (wait, next_report) = wait.get_or_insert_with(|| (Wait::new(), REPORT_INTERVAL));
-            guards.pins().wait_for_an_end(range, next_report.saturating_sub(wait.elapsed()));
+            registry.pins.wait_for_an_end(range, next_report.saturating_sub(wait.elapsed()));
             tell(wait, next_report, range, &owner, report)?;
         }
         ControlFlow::Continue(())
@@ -81,7 +82,11 @@ impl Revoked {
     ///
     /// # Errors
     /// The pages as they are, revoked, if `report` gave up.
+    ///
+    /// # Panics
+    /// If these are guards on another map.
     pub fn quiesce(self, how: &dyn Quiesce, guards: &Guards, report: &mut Report<'_>) -> Result<Quiesced, Revoked> {
+        assert!(Arc::ptr_eq(guards.plane(), self.plane()), "the guards are on another map");
         match how.quiesce(guards, self.range(), report) {
             ControlFlow::Continue(()) => Ok(self.into_quiesced()),
             ControlFlow::Break(()) => Err(self),

@@ -38,57 +38,80 @@ pub enum RamTableError {
 }
 
 /// A piece as devices look it up: plain numbers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Entry {
     start: u64,
     size: u64,
     offset: u64,
 }
 
+impl Entry {
+    /// The offset in the backings of an address in this piece, and how many bytes of the piece are there from it on.
+    #[inline(always)]
+    fn find(&self, gpa: u64) -> Option<(u64, u64)> {
+        let within = gpa.wrapping_sub(self.start);
+        if within < self.size { Some((self.offset + within, self.size - within)) } else { None }
+    }
+}
+
 /// How many entries are found without a search.
 const FEW: usize = 4;
 
-/// The RAM that devices may use, by address, neighbours merged.
+/// RAM by address, neighbours merged.
 #[derive(Debug, Clone)]
 pub(super) struct Entries {
-    /// Where the second to the last of the first few begin; the end of the address space for those that are not there.
+    /// The first few, beside each other; those that are not there are empty.
+    few: [Entry; FEW],
+    /// Where the second to the last of these begin; the end of the address space for those that are not there.
     starts: [u64; FEW - 1],
-    entries: Arc<[Entry]>,
+    /// The others.
+    more: Arc<[Entry]>,
 }
 
 impl Entries {
-    fn new(entries: Vec<Entry>) -> Self {
+    /// The entries of these pieces, which are in order.
+    fn new<'a>(pieces: impl Iterator<Item = &'a RamPiece>) -> Self {
+        let mut entries: Vec<Entry> = Vec::new();
+        for RamPiece { gpa, offset, .. } in pieces.copied() {
+            match entries.last_mut() {
+                Some(last) if last.start + last.size == gpa.start() && last.offset + last.size == offset => {
+                    last.size += gpa.len();
+                }
+                _ => entries.push(Entry { start: gpa.start(), size: gpa.len(), offset }),
+            }
+        }
+        let more = entries.split_off(entries.len().min(FEW)).into();
+        let few = std::array::from_fn(|i| entries.get(i).copied().unwrap_or_default());
         let starts = std::array::from_fn(|i| entries.get(i + 1).map_or(u64::MAX, |entry| entry.start));
-        Self { starts, entries: entries.into() }
+        Self { few, starts, more }
     }
 
-    /// For RAM that devices may use: its offset in the backings, and how many bytes from there on are in one piece.
+    /// The offset in the backings of an address, and how many bytes from there on are in one piece.
     #[inline(always)]
     pub(super) fn find(&self, gpa: u64) -> Option<(u64, u64)> {
         // Comparisons are counted, not branched on: processors can't predict the addresses that devices are given.
         let index: usize = self.starts.iter().map(|start| usize::from(gpa >= *start)).sum();
-        let entry = self.entries.get(index)?;
-        let within = gpa.wrapping_sub(entry.start);
-        if within < entry.size {
-            return Some((entry.offset + within, entry.size - within));
+        match self.few[index].find(gpa) {
+            None if !self.more.is_empty() => self.search(gpa),
+            found => found,
         }
-        if self.entries.len() > FEW { self.search(gpa) } else { None }
     }
 
     #[cold]
+    #[inline(never)]
     fn search(&self, gpa: u64) -> Option<(u64, u64)> {
-        let behind = self.entries.partition_point(|entry| entry.start <= gpa);
-        let entry = self.entries.get(behind.checked_sub(1)?)?;
-        let within = gpa - entry.start;
-        (within < entry.size).then(|| (entry.offset + within, entry.size - within))
+        let behind = self.more.partition_point(|entry| entry.start <= gpa);
+        self.more.get(behind.checked_sub(1)?)?.find(gpa)
     }
 }
 
 /// All of guest RAM. It does not change: what comes and goes are the pages, by their state.
 #[derive(Debug, Clone)]
 pub struct RamTable {
-    entries: Entries,
-    pieces: Box<[RamPiece]>,
+    all: Entries,
+    /// What devices may use.
+    devices: Entries,
+    pieces: Arc<[RamPiece]>,
     size: u64,
 }
 
@@ -99,36 +122,28 @@ impl RamTable {
     /// Pieces that overlap each other or lie outside of the backings.
     pub fn new(pieces: impl IntoIterator<Item = RamPiece>, size: u64) -> Result<Self, RamTableError> {
         let mut pieces: Vec<RamPiece> = pieces.into_iter().collect();
+        for RamPiece { gpa, offset, .. } in pieces.iter().copied() {
+            let inside =
+                PageRange::touched(offset, gpa.len()).is_some_and(|pages| pages.offset() + pages.bytes() <= size);
+            if !inside || !offset.is_multiple_of(PAGE_SIZE) {
+                return Err(RamTableError::OutsideBacking { gpa, offset, size });
+            }
+        }
+        pieces.sort_unstable_by_key(|piece| piece.offset);
+        for pair in pieces.windows(2) {
+            if pair[0].offset + pair[0].gpa.len() > pair[1].offset {
+                return Err(RamTableError::Shared(pair[0].gpa, pair[1].gpa));
+            }
+        }
         pieces.sort_unstable_by_key(|piece| piece.gpa.start());
         for pair in pieces.windows(2) {
             if pair[0].gpa.intersection(pair[1].gpa).is_some() {
                 return Err(RamTableError::Overlap(pair[0].gpa, pair[1].gpa));
             }
         }
-        let mut entries: Vec<Entry> = Vec::new();
-        for RamPiece { gpa, offset, devices } in pieces.iter().copied() {
-            let inside = offset.checked_add(gpa.len()).is_some_and(|end| end <= size);
-            if !inside || !offset.is_multiple_of(PAGE_SIZE) {
-                return Err(RamTableError::OutsideBacking { gpa, offset, size });
-            }
-            if !devices {
-                continue;
-            }
-            match entries.last_mut() {
-                Some(last) if last.start + last.size == gpa.start() && last.offset + last.size == offset => {
-                    last.size += gpa.len();
-                }
-                _ => entries.push(Entry { start: gpa.start(), size: gpa.len(), offset }),
-            }
-        }
-        let mut by_offset: Vec<&RamPiece> = pieces.iter().collect();
-        by_offset.sort_unstable_by_key(|piece| piece.offset);
-        for pair in by_offset.windows(2) {
-            if pair[0].offset + pair[0].gpa.len() > pair[1].offset {
-                return Err(RamTableError::Shared(pair[0].gpa, pair[1].gpa));
-            }
-        }
-        Ok(Self { entries: Entries::new(entries), pieces: pieces.into(), size })
+        let all = Entries::new(pieces.iter());
+        let devices = Entries::new(pieces.iter().filter(|piece| piece.devices));
+        Ok(Self { all, devices, pieces: pieces.into(), size })
     }
 
     /// All pieces, by address.
@@ -141,24 +156,26 @@ impl RamTable {
         self.size
     }
 
+    /// The offset in the backings of an address; `None` where there is no RAM.
+    #[inline]
+    pub fn offset_of(&self, gpa: u64) -> Option<u64> {
+        self.all.find(gpa).map(|(offset, _)| offset)
+    }
+
+    /// The parts of a range that are RAM, in order, each in one piece: its addresses and its pages.
+    pub fn split(&self, range: GpaRange) -> impl Iterator<Item = (GpaRange, PageRange)> {
+        let first = self.pieces.partition_point(|piece| piece.gpa.end() <= range.start());
+        let pieces = self.pieces[first..].iter().take_while(move |piece| piece.gpa.start() < range.end());
+        pieces.filter_map(move |piece| {
+            let part = piece.gpa.intersection(range)?;
+            let offset = piece.offset + (part.start() - piece.gpa.start());
+            Some((part, PageRange::touched(offset, part.len())?))
+        })
+    }
+
     /// What devices look up.
-    pub(super) fn entries(&self) -> &Entries {
-        &self.entries
-    }
-
-    /// Whether this address is RAM at all, for devices or not.
-    pub(super) fn is_ram(&self, gpa: u64) -> bool {
-        self.pieces.iter().any(|piece| piece.gpa.contains(gpa))
-    }
-
-    /// The guest address of the first byte of a page.
-    pub(super) fn gpa_of(&self, page: u64) -> Option<u64> {
-        let pages = PageRange::new(page, page.checked_add(1)?)?;
-        let piece = self
-            .pieces
-            .iter()
-            .find(|piece| pages.offset().checked_sub(piece.offset).is_some_and(|within| within < piece.gpa.len()))?;
-        Some(piece.gpa.start() + (pages.offset() - piece.offset))
+    pub(super) fn for_devices(&self) -> &Entries {
+        &self.devices
     }
 }
 
@@ -202,17 +219,16 @@ mod tests {
             }
             let table = RamTable::new(pieces.iter().rev().copied(), offset * PAGE_SIZE).unwrap();
             let owner = pieces.iter().find(|piece| piece.gpa.contains(gpa));
-            prop_assert_eq!(table.is_ram(gpa), owner.is_some());
-            let found = table.entries().find(gpa);
+            prop_assert_eq!(table.offset_of(gpa), owner.map(|piece| piece.offset + (gpa - piece.gpa.start())));
+            let found = table.for_devices().find(gpa);
             match owner.filter(|piece| piece.devices) {
                 None => prop_assert_eq!(found, None),
                 Some(piece) => {
                     let (offset, rest) = found.unwrap();
                     prop_assert_eq!(offset, piece.offset + (gpa - piece.gpa.start()));
                     prop_assert!(rest >= piece.gpa.end() - gpa);
-                    prop_assert_eq!(table.gpa_of(offset / PAGE_SIZE), Some(gpa / PAGE_SIZE * PAGE_SIZE));
                     // The rest is RAM for devices, in one piece of guest addresses and of the backings.
-                    prop_assert_eq!(table.entries().find(gpa + rest - 1), Some((offset + rest - 1, 1)));
+                    prop_assert_eq!(table.for_devices().find(gpa + rest - 1), Some((offset + rest - 1, 1)));
                 }
             }
         }

@@ -28,6 +28,7 @@ use std::fmt;
 
 use hypervisor::{PAGE_SIZE, PageState};
 
+use super::guards::Registry;
 use super::in_flight::{InFlight, MAX_SLOTS};
 use super::pages::{MAX_PAGES, PageRange};
 use super::runs::{Run, Runs};
@@ -86,6 +87,8 @@ pub struct StatePlane {
     pub(super) counters: Counters,
     pub(super) sub_state_runs: AtomicUsize,
     pub(super) sub_states: RwLock<SubStates>,
+    /// Who may be touching pages.
+    pub(super) registry: Registry,
 }
 
 impl StatePlane {
@@ -127,6 +130,7 @@ impl StatePlane {
             },
             sub_state_runs: AtomicUsize::new(0),
             sub_states: RwLock::new(SubStates::default()),
+            registry: Registry::default(),
         });
         Ok((plane.clone(), Writer::new(plane)))
     }

@@ -53,7 +53,7 @@ unsafe impl Send for Base {}
 
 impl DeviceView {
     pub(super) fn new(memory: &Arc<DeviceMemory>, handle: GuardHandle) -> Self {
-        let (entries, base) = (memory.table().entries().clone(), Base(memory.mapping().as_ptr()));
+        let (entries, base) = (memory.table().for_devices().clone(), Base(memory.mapping().as_ptr()));
         Self { handle, entries, base, memory: memory.clone() }
     }
 
@@ -89,16 +89,18 @@ impl DeviceView {
     /// # Errors
     /// The [`RefusedAccess`], which bytes in more than one piece of RAM are, too; or no bytes at all.
     pub fn window(&self, gpa: GuestAddress, size: usize) -> Result<Window<'_>> {
-        let mut pieces = self.pieces(gpa.0, size)?.into_iter();
-        let (Some((offset, first)), None) = (pieces.next(), pieces.next()) else {
-            return Err(match self.entries.find(gpa.0) {
-                Some((_, rest)) if size > 0 => self.refuse_page(gpa.0, size, gpa.0 + rest, Obstacle::Apart),
-                _ => GuestMemoryError::InvalidGuestAddress(gpa),
-            });
-        };
-        let guard = self.handle.guard_long(PageRange::inside(offset, first));
-        let guard = guard.map_err(|_| self.refuse(gpa.0, size, gpa.0))?;
-        Ok(Window::new(self.slice(offset, size), gpa.0, guard))
+        match self.entries.find(gpa.0) {
+            _ if size == 0 => Err(GuestMemoryError::InvalidGuestAddress(gpa)),
+            Some((offset, rest)) if size as u64 <= rest => {
+                let guard = self.handle.guard_long(PageRange::inside(offset, size as u64));
+                let guard = guard.map_err(|_| self.refuse(gpa.0, size))?;
+                Ok(Window::new(self.slice(offset, size), gpa.0, guard))
+            }
+            Some((_, rest)) if self.check_range(gpa, size, Permissions::No) => {
+                Err(self.refuse_page(gpa.0, size, gpa.0 + rest, Obstacle::Apart))
+            }
+            _ => Err(self.refuse(gpa.0, size)),
+        }
     }
 
     /// Pins ranges of bytes, each given by its address and size, until the pin is dropped, on whatever thread.
@@ -108,14 +110,15 @@ impl DeviceView {
     pub fn pin(&self, ranges: &[(GuestAddress, usize)]) -> Result<PinnedMemory> {
         let mut pieces = Vec::with_capacity(ranges.len());
         for (gpa, size) in ranges {
-            pieces.extend(self.pieces(gpa.0, *size)?);
+            let found: Option<Vec<_>> = self.pieces(gpa.0, *size).collect();
+            pieces.extend(found.ok_or_else(|| self.refuse(gpa.0, *size))?);
         }
         let pages: Vec<_> = pieces.iter().map(|(offset, size)| PageRange::inside(*offset, *size)).collect();
         let pin = self.memory.guards().pin(&pages, self.handle.owner()).map_err(|_| {
             let refused = ranges.iter().find(|(gpa, size)| !self.check_range(*gpa, *size, Permissions::No));
             // All are free again: it was the first of them as well as any other.
             let (gpa, size) = refused.or(ranges.first()).copied().unwrap_or((GuestAddress(0), 0));
-            self.refuse(gpa.0, size, gpa.0)
+            self.refuse(gpa.0, size)
         })?;
         Ok(PinnedMemory::new(self.memory.clone(), pieces, pin))
     }
@@ -137,13 +140,13 @@ impl DeviceView {
         if size as u64 > rest || size == 0 {
             return None;
         }
-        let guard = self.handle.guard(PageRange::inside(offset, size as u64)).ok()?;
+        let guard = self.handle.guard_quickly(PageRange::inside(offset, size as u64))?;
         Some((self.slice(offset, size), guard))
     }
 
     /// Bytes of the backing that the table has in one piece.
     #[inline(always)]
-    fn slice(&self, offset: u64, size: usize) -> VolatileSlice<'_> {
+    pub(super) fn slice(&self, offset: u64, size: usize) -> VolatileSlice<'_> {
         // SAFETY: a table has no bytes outside of its backing, which is the mapping, and the mapping lives as long as the
         // view. All who use these bytes do so by volatile or atomic accesses, or by system calls.
         unsafe { VolatileSlice::new(self.base.0.wrapping_add(offset as usize), size) }
@@ -160,39 +163,45 @@ impl DeviceView {
         }
     }
 
-    /// Bytes in several pieces, no bytes, and bytes that are refused. Returns pointers, which fit in registers: were
-    /// this the same type as the usual case has, that would go through memory as well.
+    /// Bytes in several pieces, no bytes, bytes beside other slices that are held, and bytes that are refused. Returns
+    /// pointers, which fit in registers: were this the same type as the usual case has, that would go through memory, too.
     #[cold]
     #[inline(never)]
     fn slices_slowly(&self, gpa: u64, size: usize) -> std::result::Result<Box<ManySlices<'_>>, Box<GuestMemoryError>> {
-        let mut slices = Vec::new();
-        for (offset, size_of_piece) in self.pieces(gpa, size)? {
-            let guard = self.handle.guard(PageRange::inside(offset, size_of_piece));
-            let guard = guard.map_err(|_| self.refuse(gpa, size, gpa))?;
-            slices.push(carry(self.slice(offset, size_of_piece as usize), guard));
+        let slices = self.pieces(gpa, size).map(|piece| {
+            let (offset, size) = piece?;
+            let guard = self.handle.guard(PageRange::inside(offset, size)).ok()?;
+            Some(carry(self.slice(offset, size as usize), guard))
+        });
+        match slices.collect::<Option<Vec<_>>>() {
+            Some(slices) => Ok(Box::new(slices.into_iter())),
+            None => Err(Box::new(self.refuse(gpa, size))),
         }
-        Ok(Box::new(slices.into_iter()))
     }
 
-    /// The pieces of the backing that these bytes are in: offset and size of each.
-    fn pieces(&self, gpa: u64, size: usize) -> Result<Vec<(u64, u64)>> {
-        let mut pieces = Vec::with_capacity(1);
+    /// The pieces of the backing that these bytes are in: offset and size of each; last of all `None`, if what comes next is
+    /// no RAM for devices.
+    fn pieces(&self, gpa: u64, size: usize) -> impl Iterator<Item = Option<(u64, u64)>> {
         let (mut next, mut left) = (gpa, size as u64);
-        while left > 0 {
-            let (offset, rest) = self.entries.find(next).ok_or_else(|| self.refuse(gpa, size, next))?;
+        std::iter::from_fn(move || {
+            if left == 0 {
+                return None;
+            }
+            let Some((offset, rest)) = self.entries.find(next) else {
+                left = 0;
+                return Some(None);
+            };
             let part = rest.min(left);
-            pieces.push((offset, part));
-            left -= part;
-            next += part;
-        }
-        Ok(pieces)
+            (next, left) = (next + part, left - part);
+            Some(Some((offset, part)))
+        })
     }
 
-    /// Counts and reports a refused access to `size` bytes at `gpa`. What is in the way is at `from` or behind.
+    /// Counts and reports a refused access.
     #[cold]
     #[inline(never)]
-    fn refuse(&self, gpa: u64, size: usize, from: u64) -> GuestMemoryError {
-        let (page, obstacle) = self.obstacle(from, size as u64 - (from - gpa));
+    fn refuse(&self, gpa: u64, size: usize) -> GuestMemoryError {
+        let (page, obstacle) = self.obstacle(gpa, size);
         self.refuse_page(gpa, size, page, obstacle)
     }
 
@@ -204,23 +213,22 @@ impl DeviceView {
 
     /// What is in the way of `size` bytes at `gpa`, and on which page. If nothing is any more, then the first page is
     /// reported as converting: something was a moment ago.
-    fn obstacle(&self, gpa: u64, size: u64) -> (u64, Obstacle) {
-        let table = self.memory.table();
-        let plane = self.memory.guards().plane();
+    fn obstacle(&self, gpa: u64, size: usize) -> (u64, Obstacle) {
+        let map = self.memory.map();
         let page_of = |gpa: u64| gpa / PAGE_SIZE * PAGE_SIZE;
-        let (mut next, mut left) = (gpa, size);
-        while left > 0 {
-            let Some((offset, rest)) = self.entries.find(next) else {
-                let obstacle = if table.is_ram(next) { Obstacle::NotForDevices } else { Obstacle::NotRam };
-                return (page_of(next), obstacle);
+        let mut next = gpa;
+        for piece in self.pieces(gpa, size) {
+            let Some((offset, part)) = piece else {
+                let ram = map.table().offset_of(next).is_some();
+                return (page_of(next), if ram { Obstacle::NotForDevices } else { Obstacle::NotRam });
             };
-            let part = rest.min(left);
-            if let Some(page) = plane.first_refused(PageRange::inside(offset, part)) {
-                let private = plane.state(page) == Some(PageState::Private);
-                let obstacle = if private { Obstacle::Private } else { Obstacle::Converting };
-                return (table.gpa_of(page).unwrap_or(page_of(next)), obstacle);
+            let pages = PageRange::inside(offset, part);
+            if let Some(page) = map.plane().first_refused(pages) {
+                let private = map.plane().state(page) == Some(PageState::Private);
+                // Within the piece, addresses are as far apart as pages.
+                let at = page_of(next) + (page - pages.first()) * PAGE_SIZE;
+                return (at, if private { Obstacle::Private } else { Obstacle::Converting });
             }
-            left -= part;
             next += part;
         }
         (page_of(gpa), Obstacle::Converting)
@@ -232,18 +240,9 @@ impl GuestMemory for DeviceView {
     type Bitmap = GuardedPages;
 
     fn check_range(&self, addr: GuestAddress, count: usize, _access: Permissions) -> bool {
-        let plane = self.memory.guards().plane();
-        let (mut next, mut left) = (addr.0, count as u64);
-        while left > 0 {
-            let Some((offset, rest)) = self.entries.find(next) else { return false };
-            let part = rest.min(left);
-            if plane.first_refused(PageRange::inside(offset, part)).is_some() {
-                return false;
-            }
-            left -= part;
-            next += part;
-        }
-        true
+        let plane = self.memory.map().plane();
+        let allowed = |(offset, size)| plane.first_refused(PageRange::inside(offset, size)).is_none();
+        self.pieces(addr.0, count).all(|piece| piece.is_some_and(allowed))
     }
 
     #[inline(always)]

@@ -47,14 +47,20 @@ pub enum ChangeError {
 #[must_use = "the pages stay refused until this is committed or restored"]
 #[derive(Debug)]
 pub struct Revoked {
-    range: PageRange,
+    plane: Arc<StatePlane>,
+    /// Where its pages are recorded.
     slot: usize,
 }
 
 impl Revoked {
     /// The pages.
     pub fn range(&self) -> PageRange {
-        self.range
+        self.plane.in_flight.range(self.slot).expect("what is in flight has pages")
+    }
+
+    /// The map.
+    pub(super) fn plane(&self) -> &Arc<StatePlane> {
+        &self.plane
     }
 
     /// Says that all guards on the pages have ended. Only quiescing may.
@@ -71,7 +77,7 @@ pub struct Quiesced(Revoked);
 impl Quiesced {
     /// The pages.
     pub fn range(&self) -> PageRange {
-        self.0.range
+        self.0.range()
     }
 }
 
@@ -115,23 +121,30 @@ impl Writer {
         revocation_fence();
         add(&self.plane.counters.converting, range.count());
         add(&self.plane.counters.in_flight, 1);
-        Ok(Revoked { range, slot })
+        Ok(Revoked { plane: self.plane.clone(), slot })
     }
 
     /// Ends a conversion to private: from here on the pages are private.
+    ///
+    /// # Panics
+    /// If it is a conversion of another map.
     pub fn commit(&mut self, quiesced: Quiesced) {
-        let Revoked { range, slot } = quiesced.0;
-        self.end(range, slot);
+        let range = self.own(&quiesced.0);
+        self.end(range, &quiesced.0);
         add(&self.plane.counters.private, range.count());
         self.clear_sub_states(range);
     }
 
     /// Gives a conversion to private up: the pages are shared, as they were, and devices are let in again.
+    ///
+    /// # Panics
+    /// If it is a conversion of another map.
     pub fn restore(&mut self, revoked: impl Into<Revoked>) {
-        let Revoked { range, slot } = revoked.into();
+        let revoked = revoked.into();
+        let range = self.own(&revoked);
         // The bits come first: a page whose bit is set and that is in no conversion is private.
         self.set_refused(range, false);
-        self.end(range, slot);
+        self.end(range, &revoked);
     }
 
     /// Makes private pages, which are ready for devices, shared.
@@ -167,8 +180,14 @@ impl Writer {
         self.plane.sub_state_runs.store(table.len(), order::record());
     }
 
-    fn end(&mut self, range: PageRange, slot: usize) {
-        self.plane.in_flight.remove(slot);
+    /// The pages of a conversion, which has to be of this map.
+    fn own(&self, revoked: &Revoked) -> PageRange {
+        assert!(Arc::ptr_eq(&revoked.plane, &self.plane), "the conversion is of another map");
+        revoked.range()
+    }
+
+    fn end(&mut self, range: PageRange, revoked: &Revoked) {
+        self.plane.in_flight.remove(revoked.slot);
         subtract(&self.plane.counters.converting, range.count());
         subtract(&self.plane.counters.in_flight, 1);
     }

@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 
 use proptest::prelude::*;
 
-use super::super::guard::Guards;
+use super::super::guards::Guards;
 use super::super::in_flight::MAX_SLOTS;
-use super::super::quiesce::{Quiesce, Report};
+use super::super::quiesce::{Quiesce, Report, WaitForGuards};
 use super::super::runs::Run;
 use super::super::writer::{ChangeError, Quiesced, Revoked, Writer};
 use super::*;
@@ -269,4 +269,55 @@ fn everything_may_be_converted_at_once_and_given_up() {
     writer.restore(revoked);
     assert_eq!(plane.first_refused(plane.all()), None);
     assert_eq!(plane.statistics(), PlaneStatistics { total_bytes: PAGES * PAGE_SIZE, ..Default::default() });
+}
+
+#[test]
+fn a_conversion_that_is_dropped_leaves_its_pages_refused_and_no_others() {
+    let (plane, mut writer) = StatePlane::new(PAGES * PAGE_SIZE, 2).unwrap();
+    drop(writer.revoke(pages(3, 5)).unwrap());
+    assert_eq!(plane.state(3), Some(PageState::Shared));
+    assert_eq!(plane.first_refused(pages(0, 10)), Some(3));
+    let outside = ChangeError::InFlight { other: pages(3, 5) };
+    assert_eq!((writer.revoke(pages(4, 6)).unwrap_err(), writer.share(pages(4, 5)).unwrap_err()), (outside, outside));
+    make_private(&mut writer, pages(5, 10));
+    assert_eq!(plane.statistics().private_bytes, 5 * PAGE_SIZE);
+}
+
+#[test]
+#[should_panic(expected = "the guards are on another map")]
+fn guards_on_another_map_say_nothing() {
+    let (_, mut writer) = StatePlane::new(PAGE_SIZE, 1).unwrap();
+    let (other, _) = StatePlane::new(PAGE_SIZE, 1).unwrap();
+    let _ = quiesce(writer.revoke(pages(0, 1)).unwrap(), &Guards::new(other));
+}
+
+#[test]
+fn conversions_of_another_map_are_not_ended() {
+    for quiesced in [false, true] {
+        let (plane, mut writer) = StatePlane::new(PAGE_SIZE, 1).unwrap();
+        let (_, mut other) = StatePlane::new(PAGE_SIZE, 1).unwrap();
+        let mine = writer.revoke(pages(0, 1)).unwrap();
+        let _others = other.revoke(pages(0, 1)).unwrap();
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match quiesced {
+            true => other.commit(quiesce(mine, &Guards::new(plane))),
+            false => other.restore(mine),
+        }));
+        assert!(ended.is_err());
+        assert_eq!(other.plane().state(0), Some(PageState::Shared));
+        assert_eq!(other.plane().first_refused(pages(0, 1)), Some(0));
+    }
+}
+
+#[test]
+fn all_guards_on_one_map_are_the_same() {
+    let (plane, mut writer) = StatePlane::new(PAGE_SIZE, 1).unwrap();
+    let handle = Guards::new(plane.clone()).handle("device");
+    let guard = handle.guard(pages(0, 1)).unwrap();
+    let revoked = writer.revoke(pages(0, 1)).unwrap();
+    let waits = |revoked: Revoked| {
+        revoked.quiesce(&WaitForGuards, &Guards::new(plane.clone()), &mut |_| ControlFlow::Break(()))
+    };
+    let revoked = waits(revoked).unwrap_err();
+    drop(guard);
+    assert!(waits(revoked).is_ok());
 }
