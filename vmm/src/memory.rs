@@ -1,7 +1,7 @@
 //! Guest memory: its backings, the record of each page's state, guarded access to it, and conversions between the states.
 //!
 //! [`GuestRam`] puts the ranges of a [`MemoryLayout`] before the guest and keeps the attribute map, the only record of what
-//! is shared and what is private: KVM can't be asked. Devices get at guest memory through the [`DeviceView`]s of its
+//! is shared and what is private: KVM can't be asked. Devices get at guest memory through the views of its
 //! [`DeviceMemory`], and no other way.
 //!
 //! | room | what is in it |
