@@ -87,6 +87,8 @@ struct Entry {
     /// The side that the pages have left.
     side: PageState,
     stage: Stage,
+    /// How often it failed. Only the first time is told.
+    failures: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -165,7 +167,7 @@ impl Discards {
         let mut owed = self.state.owed();
         let id = owed.next;
         owed.next += 1;
-        owed.entries.push(Entry { id, pages, side, stage: Stage::Held });
+        owed.entries.push(Entry { id, pages, side, stage: Stage::Held, failures: 0 });
         Debt(id)
     }
 
@@ -252,23 +254,23 @@ impl State {
         drop(owed);
         let result = self.discard(pages, side);
         let mut owed = self.owed();
-        match &result {
-            Ok(()) => owed.entries.retain(|entry| entry.id != id),
-            Err(_) => {
-                owed.failures += 1;
-                if let Some(entry) = owed.find(id) {
-                    entry.stage = Stage::Failed(Instant::now());
-                }
-                self.work.notify_one();
-            }
-        }
         self.settled.notify_all();
-        if let Err(error) = &result {
-            drop(owed);
-            (self.failed)(pages, side, error);
-            owed = self.owed();
+        let Err(error) = result else {
+            owed.entries.retain(|entry| entry.id != id);
+            return Ok(owed);
+        };
+        owed.failures += 1;
+        let first = owed.find(id).is_some_and(|entry| {
+            entry.stage = Stage::Failed(Instant::now());
+            entry.failures += 1;
+            entry.failures == 1
+        });
+        self.work.notify_one();
+        drop(owed);
+        if first {
+            (self.failed)(pages, side, &error);
         }
-        result.map(|()| owed)
+        Err(error)
     }
 
     fn discard(&self, pages: PageRange, side: PageState) -> hypervisor::Result<()> {

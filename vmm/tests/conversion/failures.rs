@@ -111,6 +111,8 @@ fn an_undo_that_fails_stops_the_machine() {
         world.faults.fail(Operation::SetAttribute, Failure::new(libc::EIO).always());
         let error = world.ram.convert(host(pages(BASE, 8), to)).unwrap_err();
         assert!(matches!(error, ConversionError::Inconsistent { .. }) && error.is_fatal(), "{error:?}");
+        // Nobody knows where these pages are, so nobody gets at them.
+        assert!(world.device_reads(BASE).is_err());
         world.faults.clear();
         let error = world.ram.convert(host(pages(BASE, 8), to)).unwrap_err();
         assert!(matches!(error, ConversionError::Stopped), "{error:?}");

@@ -40,6 +40,8 @@ impl GuestRam {
         let mut ledger = self.ledger();
         let result = match self.flip_unmapped(&mut ledger, &piece, unmapped) {
             Ok(flipped) => Ok(self.publish_private(&mut ledger, &piece, flipped)),
+            // The machine stops, and until then nobody gets at the pages.
+            Err((_, error)) if error.is_fatal() => Err(error),
             Err((unmapped, error)) => {
                 give_back(&mut ledger, &piece, unmapped);
                 Err(error)
@@ -160,6 +162,7 @@ impl GuestRam {
                 self.discards.forgive(debt);
                 self.publish_private(&mut ledger, piece, flipped)
             }
+            Err((_, error)) if error.is_fatal() => debt,
             Err((Unmapped(quiesced), error)) => {
                 // They stay shared, without the listener: everything agrees, and no device gets at more than before.
                 tracing::warn!("{} stays shared: {}", piece.gpa, crate::error::chain(&error));
