@@ -183,6 +183,9 @@ impl<T> Clone for Slice<T> {
     }
 }
 
+/// The most pages that one memory slot may have (Linux `include/linux/kvm_host.h`, `KVM_MEM_MAX_NR_PAGES`).
+const MAX_REGION_PAGES: u64 = (1 << 31) - 1;
+
 /// One memory slot: a range of guest addresses and what is behind it.
 #[derive(Debug, Clone)]
 pub struct Region {
@@ -195,11 +198,14 @@ pub struct Region {
 }
 
 impl Region {
-    /// Checks that both slices lie inside their backings and on page borders.
+    /// Checks that it fits a memory slot, and that both slices lie inside their backings and on page borders.
     ///
     /// # Errors
-    /// The first slice that doesn't.
+    /// Too many pages, or the first slice that doesn't.
     pub fn check(&self) -> Result<()> {
+        if self.range.pages() > MAX_REGION_PAGES {
+            return Err(Error::RegionTooLarge { range: self.range, limit: MAX_REGION_PAGES });
+        }
         let slices = [
             self.shared.as_ref().map(|slice| (slice.offset, slice.backing.size())),
             self.private.as_ref().map(|slice| (slice.offset, slice.backing.size())),
@@ -239,6 +245,15 @@ mod tests {
                 format!("{error} {}", std::error::Error::source(&error).map_or(String::new(), |e| e.to_string()));
             assert!(chain.contains(&format!("{size:#x}")) || chain.contains("empty"), "{chain}");
         }
+    }
+
+    #[test]
+    fn a_region_of_more_pages_than_a_slot_takes_is_refused() {
+        let region =
+            |pages| Region { range: GpaRange::new(0, pages * PAGE_SIZE).unwrap(), shared: None, private: None };
+        assert!(region(MAX_REGION_PAGES).check().is_ok());
+        let error = region(MAX_REGION_PAGES + 1).check().unwrap_err();
+        assert!(error.to_string().contains("0x7fffffff pages"), "{error}");
     }
 
     #[test]

@@ -72,6 +72,16 @@ pub enum Error {
     /// Two numbers that are no range of pages.
     #[error("bad range of guest memory")]
     Range(#[from] RangeError),
+    /// A region has more pages than a memory slot takes.
+    #[error(
+        "region {range} has more than the {limit:#x} pages of 4 KiB that a memory slot can have: give the guest less memory"
+    )]
+    RegionTooLarge {
+        /// Where the region lies in the guest.
+        range: GpaRange,
+        /// The most pages that there can be.
+        limit: u64,
+    },
     /// A region names bytes that its backing does not have.
     #[error("region {range} needs bytes {offset:#x}-{end:#x} of a backing of {size:#x} bytes")]
     OutsideBacking {

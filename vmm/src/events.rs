@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -20,19 +20,30 @@ const REFUSAL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where events go, if anywhere.
 pub struct EventMonitor {
-    file: Option<Mutex<File>>,
+    file: OnceLock<Mutex<File>>,
     start: Instant,
 }
 
+impl Default for EventMonitor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl EventMonitor {
-    /// Events go to `file`; timestamps count from now.
-    pub fn new(file: Option<File>) -> Self {
-        Self { file: file.map(Mutex::new), start: Instant::now() }
+    /// Events go nowhere until there is a file; timestamps count from now.
+    pub fn new() -> Self {
+        Self { file: OnceLock::new(), start: Instant::now() }
+    }
+
+    /// From here on, events go to this file. The first file counts.
+    pub fn write_to(&self, file: File) {
+        let _ = self.file.set(Mutex::new(file));
     }
 
     /// Writes one event. A file that can't be written is not worth stopping a machine for.
     pub fn emit(&self, source: &str, event: &str, properties: impl Serialize) {
-        let Some(file) = &self.file else { return };
+        let Some(file) = self.file.get() else { return };
         let since = self.start.elapsed();
         let event = json!({
             "timestamp": { "secs": since.as_secs(), "nanos": since.subsec_nanos() },
@@ -86,7 +97,9 @@ mod tests {
     #[test]
     fn events_can_be_read_back_one_by_one() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let monitor = EventMonitor::new(Some(file.reopen().unwrap()));
+        let monitor = EventMonitor::new();
+        monitor.emit("vm", "unheard", ());
+        monitor.write_to(file.reopen().unwrap());
         monitor.emit("vm", "booted", ());
         monitor.emit("memory", "stats", json!({ "ram_bytes": 7 }));
         let mut text = String::new();

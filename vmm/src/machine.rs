@@ -109,8 +109,6 @@ impl Machine {
         let initramfs =
             config.initramfs.as_deref().map_or(Ok(Vec::new()), |path| read(path, "initramfs", layout.size()))?;
         let launch = launch::plan(&layout, &kernel, &initramfs, &config.command_line, PROCESSORS)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let output = output.writer(stop.clone())?;
 
         let vm = hypervisor.create_vm(isolation.vm_type())?;
         vm.create_irqchip()?;
@@ -133,11 +131,12 @@ impl Machine {
         }
         let line = EventFd::new(EFD_NONBLOCK).map_err(Error::system("create an interrupt line"))?;
         vm.register_irqfd(&line, SERIAL_GSI)?;
-        let devices = Devices { serial: SerialDevice::new(line, output) };
-
         let vcpu = vm.create_vcpu(0)?;
         vcpu.set_cpuid(&leaves)?;
         set_up_boot_processor(&*vcpu, &launch)?;
+        // Last, since it may create a file: whatever fails before leaves none behind.
+        let stop = Arc::new(AtomicBool::new(false));
+        let devices = Devices { serial: SerialDevice::new(line, output.writer(stop.clone())?) };
         let shared = Shared { ram: Arc::new(ram), devices: Arc::new(devices), stop };
         Ok(Self { isolation, vcpu, launching: launch.announces, shared, serial: config.serial.clone(), _vm: vm })
     }
@@ -167,6 +166,9 @@ impl Machine {
             stop: self.shared.stop.clone(),
             launching: self.launching,
         };
+        // Before the guest runs, so that whoever sees a sign of it can reach the machine.
+        events.emit("vm", "booted", ());
+        started(handle);
         let (vcpu, vcpu_stops) = (self.vcpu, stops.clone());
         let thread = spawn("vcpu0", move || {
             let id = context.id;
@@ -190,8 +192,6 @@ impl Machine {
             }
             None => None,
         };
-        events.emit("vm", "booted", ());
-        started(handle);
 
         // The vCPU's thread sends why it ends, or somebody asks for the end.
         let result = stopped.recv().unwrap_or(Ok(Stop::Requested));

@@ -177,6 +177,9 @@ mod tests {
             assert_eq!(arguments, [0x40_1000, 1, attributes]);
             assert_eq!(third.go_on(rule, 0), Some(Next::Tell(Answer::Granted)));
         }
+        let (only, arguments) = asked(begin(rule, true, 0, 512, 0));
+        assert_eq!(arguments, [0, 512, ENCRYPTED]);
+        assert_eq!(only.go_on(rule, 0), Some(Next::Tell(Answer::Granted)));
         assert_eq!(begin(rule, true, SHARED_BIT - 0x1000, 2, 0), Next::Tell(Answer::Refused));
     }
 }

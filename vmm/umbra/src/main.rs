@@ -4,6 +4,7 @@
 //! error, with its whole chain of causes on standard error; 2 for a command line that makes no sense.
 
 mod check;
+mod new_file;
 mod options;
 mod run;
 

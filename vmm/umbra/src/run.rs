@@ -1,6 +1,5 @@
 //! `umbra run`: boot a guest and run it until it powers off.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +15,7 @@ use vmm::machine::MachineHandle;
 use vmm::memory::conversion::Policy;
 use vmm::{Machine, Stop};
 
+use crate::new_file::NewFile;
 use crate::options::{self, Cpus, Platform};
 
 /// Boot a Linux kernel and run it until it powers off.
@@ -87,14 +87,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context("cannot handle signals")?;
     let hypervisor = KvmHypervisor::open()?;
     let output = Output::new(config.serial.clone());
-    let events = match &args.event_monitor {
-        Some(path) => {
-            Some(File::create(path).with_context(|| format!("cannot create event monitor {}", path.display()))?)
-        }
+    let cannot_create = |path: &PathBuf| format!("cannot create event monitor {}", path.display());
+    let file = match &args.event_monitor {
+        Some(path) => Some((path, NewFile::open(path).with_context(|| cannot_create(path))?)),
         None => None,
     };
-    let events = Arc::new(EventMonitor::new(events));
+    let events = Arc::new(EventMonitor::new());
     let mut machine = Machine::build(&hypervisor, &config, &output, &events)?;
+    if let Some((path, file)) = file {
+        events.write_to(file.keep().with_context(|| cannot_create(path))?);
+    }
     let current = Current::default();
     handle_signals(signals, &current, &events)?;
     loop {

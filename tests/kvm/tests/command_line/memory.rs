@@ -9,6 +9,7 @@ use crate::{Test, Umbra};
 pub const TESTS: &[Test] = &[
     ("sizes_that_no_guest_can_have_are_errors", ordinary),
     ("sizes_that_no_unmappable_guest_can_have_are_errors", unmappable),
+    ("more_memory_than_a_slot_takes_is_refused_before_anything_is_set_page_by_page", too_large_for_a_slot),
     ("memory_that_the_kernel_does_not_fit_into_is_an_error", too_small_for_the_kernel),
 ];
 
@@ -25,6 +26,15 @@ fn unmappable() -> anyhow::Result<()> {
     let bytes = (128u64 << 40).to_string();
     let arguments = ["--memory", "size=128T,unmappable=on"];
     umbra.rejects(&mut umbra.run(&arguments), 1, &["memory", &bytes, "too large", "isolation=software", "at most"])
+}
+
+fn too_large_for_a_slot() -> anyhow::Result<()> {
+    require(require_caps(&[])?.caps(), Isolation::Software.requirements())?;
+    let umbra = Umbra::new()?;
+    let words = ["cannot set up guest memory", "0x7fffffff pages", "give the guest less memory"];
+    umbra.rejects(&mut umbra.run(&["--memory", "size=12T,unmappable=on"]), 1, &words)?;
+    // Beyond what the attribute map counts.
+    umbra.rejects(&mut umbra.run(&["--memory", "size=60T,unmappable=on"]), 1, &["attribute map", "at most"])
 }
 
 fn sizes(isolation: &str, umbra: &Umbra) -> anyhow::Result<()> {

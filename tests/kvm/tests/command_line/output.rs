@@ -34,7 +34,7 @@ fn unwritable_events() -> anyhow::Result<()> {
     let umbra = Umbra::new()?;
     let path = umbra.path("missing/events").display().to_string();
     let mut command =
-        umbra.command(&["run", "--serial", "null", "--event-monitor", &format!("path={path}"), "--kernel"]);
+        umbra.command(&["run", "--serial", "file=serial", "--event-monitor", &format!("path={path}"), "--kernel"]);
     command.arg(&umbra.kernel);
     umbra.rejects(&mut command, 1, &["event monitor", &path, "No such file"])
 }

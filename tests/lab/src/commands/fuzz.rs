@@ -1,9 +1,10 @@
 //! `cargo lab fuzz`: runs a fuzz target of `fuzz/` for some time, on this machine.
 //!
 //! It builds the target with cargo-fuzz, on the stable toolchain and without a sanitizer, into one folder for all targets.
-//! libFuzzer then runs, in this order, the inputs that have failed before (`fuzz/crashes`), the committed seeds
-//! (`fuzz/seeds`), what earlier runs found (`fuzz/corpus`), and what it makes of all of them. An input that fails is kept
-//! in `fuzz/crashes` and fails every later run, until what it found is mended.
+//! libFuzzer then runs all inputs that there are: those that failed before (`fuzz/crashes`), the committed seeds
+//! (`fuzz/seeds`) and what earlier runs found (`fuzz/corpus`); and after them what it makes of them, until the time is
+//! over. An input that fails ends the run, is kept in `fuzz/crashes` and fails every later run, until what it found is
+//! mended.
 
 use std::fs;
 use std::path::{Path, PathBuf};
