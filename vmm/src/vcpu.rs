@@ -210,3 +210,96 @@ impl RepeatedFaults {
         *self = Self::default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arch::x86_64::{Isolation, MemoryLayout};
+    use hypervisor::model::ModelHypervisor;
+    use hypervisor::x86_64::{CpuidEntry, Registers, SpecialRegisters};
+    use hypervisor::{GpaRange, VmType};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use crate::config::SerialConfig;
+    use crate::console::Output;
+    use crate::devices::serial::SerialDevice;
+    use crate::memory::RamOptions;
+    use crate::memory::conversion::{Policy, Rule};
+
+    const PAGE: u64 = 2 << 20;
+
+    /// A vCPU that makes the same access over and over, whatever is done about it.
+    #[derive(Default)]
+    struct Stubborn {
+        runs: u32,
+        protection_faults: Arc<std::sync::atomic::AtomicU32>,
+    }
+
+    impl Vcpu for Stubborn {
+        fn run(&mut self) -> hypervisor::Result<Exit<'_>> {
+            self.runs += 1;
+            assert!(self.runs < 10_000, "nobody ends it");
+            Ok(Exit::MemoryFault(MemoryFault { gpa: PAGE, size: 4096, private: true }))
+        }
+        fn inject_general_protection(&mut self) -> hypervisor::Result<()> {
+            if self.protection_faults.fetch_add(1, Ordering::Relaxed) == 500 {
+                let subject = "the end of the test".into();
+                return Err(hypervisor::Error::Failed {
+                    operation: "see",
+                    subject,
+                    source: std::io::ErrorKind::Other.into(),
+                });
+            }
+            Ok(())
+        }
+        fn registers(&self) -> hypervisor::Result<Registers> {
+            Ok(Registers { rip: 0x1234, ..Registers::default() })
+        }
+        fn set_cpuid(&self, _: &[CpuidEntry]) -> hypervisor::Result<()> {
+            Ok(())
+        }
+        fn set_registers(&self, _: &Registers) -> hypervisor::Result<()> {
+            Ok(())
+        }
+        fn special_registers(&self) -> hypervisor::Result<SpecialRegisters> {
+            Ok(SpecialRegisters::default())
+        }
+        fn set_special_registers(&self, _: &SpecialRegisters) -> hypervisor::Result<()> {
+            Ok(())
+        }
+        fn set_msr(&self, _: u32, _: u64) -> hypervisor::Result<()> {
+            Ok(())
+        }
+        fn accept_msr_write(&mut self) {}
+        fn pre_fault(&self, range: GpaRange) -> hypervisor::Result<u64> {
+            Ok(range.len())
+        }
+    }
+
+    fn context(policy: Policy) -> VcpuContext {
+        let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
+        let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
+        let ram = Arc::new(GuestRam::new(vm, layout, RamOptions { policy, ..RamOptions::default() }).unwrap());
+        ram.make_all_private().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let output = Output::new(SerialConfig::Null).writer(stop.clone()).unwrap();
+        let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
+        VcpuContext { id: 0, ram, devices: Arc::new(Devices { serial }), stop, launching: false }
+    }
+
+    #[test]
+    fn a_fault_that_comes_again_and_again_ends_in_an_error() {
+        let error = run(Box::new(Stubborn::default()), context(Policy::default())).unwrap_err();
+        assert_eq!(error.to_string(), "vCPU 0 stopped at 0x1234: its access to 0x200000 faults again and again");
+    }
+
+    #[test]
+    fn a_refused_access_is_the_guests_own_affair_however_often_it_comes() {
+        let policy = Policy { implicit: Rule::Refuse, ..Policy::default() };
+        let vcpu = Stubborn::default();
+        let protection_faults = vcpu.protection_faults.clone();
+        let error = run(Box::new(vcpu), context(policy)).unwrap_err();
+        assert_eq!(error.to_string(), "cannot see the end of the test");
+        assert_eq!(protection_faults.load(Ordering::Relaxed), 501);
+    }
+}

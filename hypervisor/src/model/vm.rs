@@ -215,7 +215,7 @@ impl Vm for ModelVm {
             if !self.0.caps.guest_memfd {
                 return Err(libc::ENOTTY);
             }
-            if size == 0 || size > i64::MAX as u64 || !size.is_multiple_of(PAGE_SIZE) {
+            if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
                 return Err(libc::EINVAL);
             }
             let file =

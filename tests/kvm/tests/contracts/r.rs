@@ -49,9 +49,13 @@ fn shared(gpa: u64) -> anyhow::Result<Region> {
     Ok(Region { range: GpaRange::new(gpa, SIZE)?, shared, private: None })
 }
 
+/// Of an ordinary VM, too, where KVM has slots of its own above 16 bits, for system management mode.
 fn r1(backend: &Backend) -> anyhow::Result<()> {
-    let vm = backend.create_private_vm()?;
-    let vm = vm.vm();
+    slots(backend, &**backend.create_private_vm()?.vm())?;
+    slots(backend, &**backend.create_vm(VmType::Default)?.vm())
+}
+
+fn slots(backend: &Backend, vm: &dyn Vm) -> anyhow::Result<()> {
     let slots = backend.hypervisor().caps().max_regions;
     taken("slot 3", vm.add_region(3, &shared(BASE)?))?;
     for (case, region) in [("another region", shared(BASE + SIZE)?), ("the same place", shared(BASE)?)] {

@@ -66,10 +66,6 @@ impl GuestRam {
             let Some(run) = ledger.writer.runs(pages).find(|run| run.state == Shared) else { return Ok(None) };
             let failed = |source| ConversionError::Failed { range: ram.gpa, to: Private, source };
             let piece = Piece::first_of(ram, run.pages).map_err(|source| failed(source.into()))?;
-            if run.converting {
-                ledger = self.wait_for_others(ledger)?;
-                continue;
-            }
             ledger.lent.check(piece.gpa)?;
             if self.discards.is_owed(piece.pages) {
                 drop(ledger);
