@@ -9,9 +9,6 @@ use super::attributes::Attributes;
 use super::privateness::{Address, Privateness};
 use crate::{GpaRange, MemoryFault, PAGE_SIZE, PageState, Region};
 
-/// KVM takes no region of more pages than this (Linux `KVM_MEM_MAX_NR_PAGES`).
-const MAX_PAGES: u64 = (1 << 31) - 1;
-
 /// No guest address is above this: 52 bits, as many as an x86 processor can have.
 const END_OF_ADDRESSES: u64 = 1 << 52;
 
@@ -45,14 +42,14 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// The error number with which KVM refuses this region; the order is KVM's, too.
+    /// The error number with which KVM refuses this region, which fits a slot; the order is KVM's, too.
     pub(super) fn check(&self, number: u32, region: &Region, rule: Privateness, max: u32) -> Result<(), i32> {
         let range = region.range;
         if self.numbers.contains_key(&number) {
             return Err(libc::EEXIST);
         }
         let no_private_memory = region.private.is_some() && !rule.has_private_memory();
-        if no_private_memory || number >= max || range.pages() > MAX_PAGES {
+        if no_private_memory || number >= max {
             return Err(libc::EINVAL);
         }
         if self.overlapping(range).is_some() {

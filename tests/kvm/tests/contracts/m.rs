@@ -179,9 +179,9 @@ fn never_private(model: &ModelHypervisor) -> anyhow::Result<()> {
 fn answers(model: &ModelHypervisor, vm_type: VmType, again: Answer) -> anyhow::Result<()> {
     let replies = [
         (Some(MapGpaRangeReply::Done), Answer::Granted),
+        (None, Answer::Refused),
         (Some(MapGpaRangeReply::Invalid), Answer::Refused),
         (Some(MapGpaRangeReply::Again), again),
-        (None, Answer::Refused),
     ];
     let mut setting = Setting::new(model, vm_type)?;
     for (reply, answer) in replies {

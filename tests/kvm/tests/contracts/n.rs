@@ -36,9 +36,10 @@ fn n2_replies(backend: &Backend) -> anyhow::Result<()> {
     let mut guest = vm.guest(0, 0)?;
     let replies = [
         (Some(MapGpaRangeReply::Done), 0),
+        // No answer of an earlier request's.
+        (None, EINVAL),
         (Some(MapGpaRangeReply::Invalid), EINVAL),
         (Some(MapGpaRangeReply::Again), EINVAL),
-        (None, EINVAL),
     ];
     for arguments in [[0x1000, 1, 0x10], [0x7fff_f000, u32::MAX, u32::MAX], [0xffff_f000, 1, 0]] {
         for (reply, eax) in replies {

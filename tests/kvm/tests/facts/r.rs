@@ -31,6 +31,7 @@ pub fn trials() -> Vec<Trial> {
         trial("r6_a_file_range_backs_one_slot_only", r6),
         trial("r7_a_guest_address_is_in_one_slot_only", r7),
         trial("r8_a_slot_can_only_be_deleted_and_added_again", r8),
+        trial("r9_a_slot_has_at_most_2_to_the_31_pages_less_one", r9),
     ]
 }
 
@@ -231,6 +232,18 @@ fn r8() -> anyhow::Result<()> {
         let twice = vm.set_region(&Region { slot: 1, ..slot });
         expect::failure("the same pages twice", Errno::EXIST, twice)?;
         expect::equal("size of the file", fstat(&file)?.st_size, 2 * SIZE as i64)?;
+    }
+    Ok(())
+}
+
+fn r9() -> anyhow::Result<()> {
+    const MOST: u64 = (1 << 31) - 1;
+    for vm in vms_with_guest_memfd()? {
+        let slot = |pages: u64| Region { guest_phys_addr: GPA, memory_size: pages * PAGE, ..Default::default() };
+        for pages in [MOST + 1, MOST + 2, 1 << 40] {
+            expect::failure(format!("{pages:#x} pages"), Errno::INVAL, vm.set_region(&slot(pages)))?;
+        }
+        expect::success(format!("{MOST:#x} pages"), vm.set_region(&slot(MOST)))?;
     }
     Ok(())
 }
