@@ -110,7 +110,9 @@ pub trait Vcpu: Send {
     /// Gives the guest a general protection fault with error code 0 before its next instruction, which after an
     /// [`Exit::MemoryFault`] is the one that made the access. If the guest was about to take an exception (the access
     /// was to its stack, say), it takes the double fault that a processor would give it.
-    fn inject_general_protection(&mut self) -> Result<()>;
+    ///
+    /// Returns whether the guest was about to take an exception: then it has not got on since the last one.
+    fn inject_general_protection(&mut self) -> Result<bool>;
 
     /// Populates what is behind `range`, page by page from its start, private or shared as each page's attribute says,
     /// as if the guest had touched it. Returns how many bytes from the start are done: at least a page, and not always

@@ -209,7 +209,7 @@ impl GuestRam {
     ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
         // Under the lock, so that nothing becomes private that was just given away.
         let mut ledger = self.ledger();
-        for ram in self.layout.ranges() {
+        for ram in self.layout.ranges().iter().filter(|ram| ram.devices) {
             let Some(pages) = PageRange::touched(ram.offset, ram.gpa.len()) else { continue };
             for run in ledger.writer.runs(pages).filter(|run| run.state == PageState::Shared && !run.converting) {
                 let start = ram.gpa.start() + (run.pages.offset() - ram.offset);
@@ -226,7 +226,8 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Takes all memory from a listener, and tells it of nothing more.
+    /// Takes all memory from a listener. Conversions that are under way may still tell it of their pages, and take away what
+    /// they gave it; later ones don't.
     pub fn remove_listener(&self, listener: &Arc<dyn ConversionListener>) {
         let mut ledger = self.ledger();
         ledger.listeners = ledger.listeners.iter().filter(|other| !Arc::ptr_eq(other, listener)).cloned().collect();

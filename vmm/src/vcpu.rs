@@ -56,7 +56,12 @@ pub(crate) fn run(mut vcpu: Box<dyn Vcpu>, mut context: VcpuContext) -> Result<O
                     vcpu.accept_msr_write();
                 }
             }
-            Next::GeneralProtection => vcpu.inject_general_protection()?,
+            Next::GeneralProtection => {
+                // A guest that took the last fault has got on since.
+                if !vcpu.inject_general_protection()? {
+                    faults.clear();
+                }
+            }
             Next::TripleFault => {
                 // A processor that shut down by itself has lost its registers: KVM has reset it.
                 let (rip, rsp) = vcpu.registers().map_or((0, 0), |registers| (registers.rip, registers.rsp));
@@ -137,7 +142,7 @@ impl VcpuContext {
             _ if self.launching => MapGpaRangeReply::Invalid,
             Ok(None) => MapGpaRangeReply::Done,
             Ok(Some(request)) => match self.ram.convert(request) {
-                Ok(()) => MapGpaRangeReply::Done,
+                Ok(_) => MapGpaRangeReply::Done,
                 Err(error) => {
                     self.survive(error)?;
                     MapGpaRangeReply::Invalid
@@ -167,7 +172,12 @@ impl VcpuContext {
             return Ok(Next::GiveUp(format!("its access to {:#x} faults again and again", fault.gpa)));
         }
         match self.ram.convert(request) {
-            Ok(()) => Ok(Next::Run),
+            Ok(changed) => {
+                if changed {
+                    faults.clear();
+                }
+                Ok(Next::Run)
+            }
             // The guest's own doing: it gets the fault, and runs on. One whose stack lies there faults for ever.
             Err(error @ (ConversionError::Refused { .. } | ConversionError::Lent { .. })) => {
                 self.survive(error)?;
@@ -231,6 +241,8 @@ mod tests {
     #[derive(Default)]
     struct Stubborn {
         runs: u32,
+        /// How often it takes its faults, before it can't any more.
+        takes: u32,
         protection_faults: Arc<std::sync::atomic::AtomicU32>,
     }
 
@@ -240,9 +252,8 @@ mod tests {
             assert!(self.runs < 10_000, "nobody ends it");
             Ok(Exit::MemoryFault(MemoryFault { gpa: PAGE, size: 4096, private: true }))
         }
-        fn inject_general_protection(&mut self) -> hypervisor::Result<()> {
-            self.protection_faults.fetch_add(1, Ordering::Relaxed);
-            Ok(())
+        fn inject_general_protection(&mut self) -> hypervisor::Result<bool> {
+            Ok(self.protection_faults.fetch_add(1, Ordering::Relaxed) >= self.takes)
         }
         fn registers(&self) -> hypervisor::Result<Registers> {
             Ok(Registers { rip: 0x1234, ..Registers::default() })
@@ -288,10 +299,11 @@ mod tests {
     #[test]
     fn a_guest_that_can_not_take_the_fault_of_a_refused_access_ends_in_an_error() {
         let policy = Policy { implicit: Rule::Refuse, ..Policy::default() };
-        let vcpu = Stubborn::default();
+        // Each one that it takes is progress, however many there are.
+        let vcpu = Stubborn { takes: 500, ..Stubborn::default() };
         let protection_faults = vcpu.protection_faults.clone();
         let error = run(Box::new(vcpu), context(policy)).unwrap_err();
         assert!(error.to_string().ends_with("its access to 0x200000 faults again and again"), "{error}");
-        assert_eq!(protection_faults.load(Ordering::Relaxed), MAX_REPEATED_FAULTS + 1);
+        assert_eq!(protection_faults.load(Ordering::Relaxed), 500 + MAX_REPEATED_FAULTS + 1);
     }
 }

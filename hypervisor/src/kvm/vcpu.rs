@@ -153,15 +153,20 @@ impl Vcpu for KvmVcpu {
         }
     }
 
-    fn inject_general_protection(&mut self) -> Result<()> {
+    fn inject_general_protection(&mut self) -> Result<bool> {
         let failed = |operation| Error::failed(operation, self.subject("events"));
         let mut events = self.fd.get_vcpu_events().map_err(failed("read"))?;
         let exception = &mut events.exception;
         // What stood in the way of an exception's delivery comes on top of that exception.
-        let taken = if exception.injected != 0 && escalates(exception.nr) { DOUBLE_FAULT } else { GENERAL_PROTECTION };
+        let taking = exception.injected != 0;
+        let taken = if taking && escalates(exception.nr) { DOUBLE_FAULT } else { GENERAL_PROTECTION };
         (exception.nr, exception.has_error_code, exception.error_code) = (taken, 1, 0);
         (exception.injected, exception.pending) = (1, 0);
-        self.injected.before(Operation::Inject).and_then(|()| self.fd.set_vcpu_events(&events)).map_err(failed("write"))
+        self.injected
+            .before(Operation::Inject)
+            .and_then(|()| self.fd.set_vcpu_events(&events))
+            .map_err(failed("write"))?;
+        Ok(taking)
     }
 
     fn pre_fault(&self, range: GpaRange) -> Result<u64> {

@@ -205,11 +205,11 @@ impl Vcpu for ModelVcpu {
         }
     }
 
-    fn inject_general_protection(&mut self) -> Result<()> {
+    fn inject_general_protection(&mut self) -> Result<bool> {
         let injected = self.machine.faults.before(Operation::Inject);
         injected.map_err(failed("write", format!("events of vCPU {}", self.id)))?;
-        self.general_protection = true;
-        Ok(())
+        // A script takes its exceptions at once.
+        Ok(std::mem::replace(&mut self.general_protection, true))
     }
 
     fn pre_fault(&self, range: GpaRange) -> Result<u64> {

@@ -217,7 +217,9 @@ impl Converter<'_> {
             Some(_) => (ConversionKind::Explicit, Origin::MapGpaRange),
             None => (ConversionKind::Host, Origin::Host),
         };
-        Ok(self.race.ram.convert(ConversionRequest { range: page.gpa, to, kind, origin })?)
+        let changed = self.race.ram.convert(ConversionRequest { range: page.gpa, to, kind, origin })?;
+        ensure!(changed, "{} was {to} already, and nobody else converts it", page.gpa);
+        Ok(())
     }
 
     /// The shared side of a private page has no memory: whoever touched it would have given it some.

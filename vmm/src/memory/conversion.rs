@@ -35,6 +35,7 @@ mod policy;
 mod to_private;
 mod to_shared;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arch::x86_64::memory_layout::RamRange;
@@ -43,6 +44,7 @@ use hypervisor::{GpaRange, PAGE_SIZE, PageState};
 
 use super::GuestRam;
 use super::guarded::PageRange;
+use super::ledger::Ledger;
 
 pub use error::{ConversionError, SetupError};
 pub use listener::ConversionListener;
@@ -52,6 +54,9 @@ pub use policy::{Policy, Rule};
 /// The most bytes that are converted in one piece: what others wait for at most, at the lock or for a discard. A whole
 /// number of the largest pages that a backing may have.
 pub const PIECE: u64 = 8 << 20;
+
+/// The same in pages.
+const PIECE_PAGES: u64 = PIECE / PAGE_SIZE;
 
 /// How long a thread that waits for its turn sleeps before it looks whether the machine is ending.
 const NAP: Duration = Duration::from_millis(50);
@@ -66,11 +71,17 @@ struct Piece<'a> {
 impl<'a> Piece<'a> {
     /// The first piece of a run of pages of this range.
     fn first_of(ram: &'a RamRange, run: PageRange) -> Result<Self, hypervisor::RangeError> {
-        const PAGES: u64 = PIECE / PAGE_SIZE;
-        let end = run.end().min((run.first() / PAGES + 1) * PAGES);
+        let end = run.end().min((run.first() / PIECE_PAGES + 1) * PIECE_PAGES);
         let pages = PageRange::new(run.first(), end).unwrap_or(run);
         let gpa = GpaRange::new(ram.gpa.start() + (pages.offset() - ram.offset), pages.bytes())?;
         Ok(Self { ram, pages, gpa })
+    }
+
+    /// Takes the pages away from these listeners, the last first.
+    fn unmap(&self, listeners: &[Arc<dyn ConversionListener>]) {
+        for listener in listeners.iter().rev().filter(|_| self.ram.devices) {
+            listener.unmap(self.gpa);
+        }
     }
 
     fn failed(&self, to: PageState, source: hypervisor::Error) -> ConversionError {
@@ -79,14 +90,19 @@ impl<'a> Piece<'a> {
 }
 
 impl GuestRam {
-    /// Converts a range, if the policy allows it. Parts that have the state already are left alone.
+    /// Converts a range, if the policy allows it. Parts that have the state already are left alone. Returns whether any page
+    /// changed.
     ///
     /// # Errors
     /// The first piece that could not be converted. Pieces before it are converted, pieces behind it are not; on each of
     /// them the map, the attributes and the backings agree.
-    pub fn convert(&self, request: ConversionRequest) -> Result<(), ConversionError> {
-        if self.is_all(request.range, request.to) {
-            return Ok(());
+    pub fn convert(&self, request: ConversionRequest) -> Result<bool, ConversionError> {
+        if request.kind == ConversionKind::Implicit {
+            // The access met KVM's attribute, which may be ahead of the map until the ledger is let go.
+            drop(self.ledger());
+        }
+        if self.is_settled(request.range, request.to) {
+            return Ok(false);
         }
         let result = self.wait_for_turn(request.kind).and_then(|()| self.convert_range(request.range, request.to));
         self.count(request.kind, result)
@@ -104,24 +120,22 @@ impl GuestRam {
         Ok(())
     }
 
-    fn count(&self, kind: ConversionKind, result: Result<bool, ConversionError>) -> Result<(), ConversionError> {
-        match result {
+    fn count(&self, kind: ConversionKind, result: Result<bool, ConversionError>) -> Result<bool, ConversionError> {
+        match &result {
             Ok(true) => self.counters.count_conversion(kind),
             Ok(false) => {}
-            Err(error) => {
-                self.counters.count_failure();
-                return Err(error);
-            }
+            Err(_) => self.counters.count_failure(),
         }
-        Ok(())
+        result
     }
 
-    /// Whether all of this range has this state. What is not RAM is shared.
-    fn is_all(&self, range: GpaRange, state: PageState) -> bool {
+    /// Whether all of this range has this state, and no conversion is under way that may end otherwise. What is not RAM is
+    /// shared.
+    fn is_settled(&self, range: GpaRange, state: PageState) -> bool {
         let plane = self.devices.guards().plane();
         self.layout.split(range).all(|(ram, part)| {
             PageRange::touched(ram.backing_offset(part.start()), part.len())
-                .is_some_and(|pages| plane.is_all(pages, state))
+                .is_some_and(|pages| plane.is_all(pages, state) && !self.discards.is_undecided(pages))
         })
     }
 
@@ -148,23 +162,45 @@ impl GuestRam {
     fn convert_range(&self, range: GpaRange, to: PageState) -> Result<bool, ConversionError> {
         let mut changed = false;
         if to == PageState::Private {
+            if !self.layout.converts() {
+                return Err(ConversionError::NotConvertible { range });
+            }
             // All of it is refused, not only the piece with the lent page.
             self.running_ledger()?.lent.check(range)?;
         }
-        self.discards.check_limit().map_err(|source| ConversionError::Owed { range, source })?;
         for (ram, part) in self.layout.split(range) {
             let mut rest = PageRange::touched(ram.backing_offset(part.start()), part.len());
             while let Some(pages) = rest {
+                self.discards.check_limit().map_err(|source| ConversionError::Owed { range, source })?;
                 let converted = match to {
                     PageState::Private => self.next_to_private(ram, pages)?,
                     PageState::Shared => self.next_to_shared(ram, pages)?,
                 };
-                let Some(converted) = converted else { break };
+                let Some(converted) = converted else {
+                    // All of it is so, unless a conversion that made it so is undone yet.
+                    if self.discards.wait_until_decided(pages, || self.is_ending()) {
+                        continue;
+                    }
+                    break;
+                };
                 changed = true;
                 rest = PageRange::new(converted.end(), pages.end());
             }
         }
         Ok(changed)
+    }
+
+    /// The first run of pages in this state among these, no longer than a piece may be: a longer one would be measured again
+    /// for each of its pieces.
+    fn first_run(ledger: &Ledger, pages: PageRange, state: PageState) -> Option<PageRange> {
+        let mut first = pages.first();
+        while let Some(part) = PageRange::new(first, pages.end().min((first / PIECE_PAGES + 1) * PIECE_PAGES)) {
+            if let Some(run) = ledger.writer.runs(part).find(|run| run.state == state) {
+                return Some(run.pages);
+            }
+            first = part.end();
+        }
+        None
     }
 
     /// Settles what is owed for a piece, so that it can be converted.

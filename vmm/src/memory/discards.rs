@@ -181,6 +181,7 @@ impl Discards {
         if bytes >= AT_ONCE && held_back + bytes <= state.limit && self.thread.is_some() {
             entry.stage = Stage::Queued;
             state.work.notify_one();
+            state.settled.notify_all();
         } else {
             // A failure stays recorded, and is reported there.
             drop(state.run(owed, debt.0));
@@ -192,6 +193,23 @@ impl Discards {
         let mut owed = self.state.owed();
         owed.entries.retain(|entry| entry.id != debt.0);
         self.state.settled.notify_all();
+    }
+
+    /// Whether it is not decided yet what becomes of a debt for some of these pages: the conversion may be undone.
+    pub fn is_undecided(&self, pages: PageRange) -> bool {
+        let owed = self.state.owed();
+        owed.entries.iter().any(|entry| entry.stage == Stage::Held && entry.pages.overlaps(pages))
+    }
+
+    /// Waits until that is decided. Returns whether it had to. `give_up` is asked now and then.
+    pub fn wait_until_decided(&self, pages: PageRange, give_up: impl Fn() -> bool) -> bool {
+        let mut waited = false;
+        let mut owed = self.state.owed();
+        while !give_up() && owed.entries.iter().any(|e| e.stage == Stage::Held && e.pages.overlaps(pages)) {
+            waited = true;
+            owed = self.state.settled.wait_timeout(owed, PATIENCE).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        waited
     }
 
     /// Whether anything is owed for these pages.

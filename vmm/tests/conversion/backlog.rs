@@ -194,6 +194,29 @@ fn memory_that_the_host_never_takes_back_is_bounded() {
 }
 
 #[test]
+fn one_request_is_bounded_as_well() {
+    let options = RamOptions { discard_backlog: Some(MIB), ..RamOptions::default() };
+    let world = World::with(Kind::SevSnp, 64 * MIB, options);
+    world.faults.fail(Operation::DiscardShared, Failure::new(libc::EIO).always());
+    let error = world.ram.convert(host(pages(0, 64 * MIB / PAGE_SIZE), Private)).unwrap_err();
+    assert!(matches!(error, ConversionError::Owed { .. }), "{error:?}");
+    assert!(world.ram.statistics().private_bytes <= 2 * PIECE, "{:?}", world.ram.statistics());
+}
+
+#[test]
+fn a_huge_page_that_reaches_into_another_range_is_not_discarded_with_this_one() {
+    let options = RamOptions { huge_page_size: Some(2 * MIB), ..RamOptions::default() };
+    let mut world = World::with(Kind::Software, 4 * MIB, options);
+    world.ram.make_all_private().unwrap();
+    // The shared alias below 640 KiB is open to the guest whatever the state of the pages.
+    world.guest_writes(0x1000, Shared, 7).unwrap();
+    let page = pages(MIB, 1);
+    world.ram.convert(host(page, Shared)).unwrap();
+    world.ram.convert(host(page, Private)).unwrap();
+    assert_eq!(world.word_if_any(Shared, 0x1000), 7);
+}
+
+#[test]
 fn what_failed_is_tried_again_by_itself() {
     let world = World::new(Kind::SevSnp, 16 * MIB);
     world.faults.fail(Operation::DiscardShared, Failure::new(libc::ENOMEM));

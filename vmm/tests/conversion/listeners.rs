@@ -18,17 +18,28 @@ const SIZE: u64 = 2 << 20;
 
 type Log = Arc<Mutex<Vec<String>>>;
 
+/// What a listener does while it is told to map.
+type Interlude = Box<dyn Fn() + Send>;
+
 /// Keeps a set of the pages that it maps.
 struct Iommu {
     name: &'static str,
     mapped: Mutex<BTreeSet<u64>>,
     refuses: AtomicBool,
+    /// Done once, in the middle of the next map.
+    interlude: Mutex<Option<Interlude>>,
     log: Log,
 }
 
 impl Iommu {
     fn new(name: &'static str, log: &Log) -> Arc<Self> {
-        Arc::new(Self { name, mapped: Mutex::default(), refuses: AtomicBool::new(false), log: log.clone() })
+        Arc::new(Self {
+            name,
+            mapped: Mutex::default(),
+            refuses: AtomicBool::new(false),
+            interlude: Mutex::default(),
+            log: log.clone(),
+        })
     }
 
     fn has(&self, gpa: u64) -> bool {
@@ -46,6 +57,10 @@ impl ConversionListener for Iommu {
     }
 
     fn map(&self, range: GpaRange) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let interlude = self.interlude.lock().unwrap().take();
+        if let Some(interlude) = interlude {
+            interlude();
+        }
         if self.refuses.load(Ordering::Relaxed) {
             return Err("no room".into());
         }
@@ -169,4 +184,77 @@ fn a_new_listener_gets_no_page_that_is_on_its_way_to_private() {
         conversion.join().unwrap().unwrap();
         assert!(!third.has(BASE) && !first.has(BASE));
     });
+}
+
+#[test]
+fn a_listener_that_is_removed_while_it_maps_keeps_nothing() {
+    let (world, _, first, second) = guest();
+    let range = pages(BASE, 1);
+    world.ram.convert(host(range, Private)).unwrap();
+    let (ram, gone) = (world.ram.clone(), second.clone() as Arc<dyn ConversionListener>);
+    // Between the publication and the second's turn.
+    *first.interlude.lock().unwrap() = Some(Box::new(move || ram.remove_listener(&gone)));
+    world.ram.convert(host(range, Shared)).unwrap();
+    assert!(first.has(BASE) && !second.has(BASE));
+    world.ram.convert(host(range, Private)).unwrap();
+    assert!(!first.has(BASE) && !second.has(BASE));
+}
+
+#[test]
+fn a_request_for_shared_waits_until_the_listeners_have_the_pages() {
+    let (world, _, first, second) = guest();
+    let range = pages(BASE, 1);
+    world.ram.convert(host(range, Private)).unwrap();
+    second.refuses.store(true, Ordering::Relaxed);
+    let (ram, (answer, answered)) = (world.ram.clone(), std::sync::mpsc::channel());
+    // While one conversion maps, another one asks for the same, and is not answered before it is decided.
+    *first.interlude.lock().unwrap() = Some(Box::new(move || {
+        let (ram, answer) = (ram.clone(), answer.clone());
+        std::thread::spawn(move || answer.send(ram.convert(host(range, Shared)).is_ok()));
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }));
+    world.ram.convert(host(range, Shared)).unwrap_err();
+    // The second one found the pages private again, and tried for itself.
+    assert!(!answered.recv_timeout(std::time::Duration::from_secs(20)).unwrap());
+    assert_eq!(world.state(BASE), Private);
+}
+
+#[test]
+fn a_way_back_that_fails_for_good_stops_the_machine() {
+    let (world, _, _, second) = guest();
+    let range = pages(BASE, 3);
+    world.ram.convert(host(range, Private)).unwrap();
+    second.refuses.store(true, Ordering::Relaxed);
+    // Shared goes well; back to private gets half-way, and no further in either direction.
+    world.faults.fail(Operation::SetAttribute, Failure::new(libc::EAGAIN).after(1).partly(PAGE_SIZE));
+    world.faults.fail(Operation::SetAttribute, Failure::new(libc::EIO).always());
+    let error = world.ram.convert(host(range, Shared)).unwrap_err();
+    assert!(matches!(error, ConversionError::Inconsistent { .. }), "{error:?}");
+}
+
+#[test]
+fn a_way_back_that_fails_leaves_the_pages_shared_without_listeners() {
+    let (world, _, first, second) = guest();
+    let range = pages(BASE, 3);
+    world.ram.convert(host(range, Private)).unwrap();
+    second.refuses.store(true, Ordering::Relaxed);
+    world.faults.fail(Operation::SetAttribute, Failure::new(libc::ENOMEM).after(1));
+    let error = world.ram.convert(host(range, Shared)).unwrap_err();
+    assert!(matches!(error, ConversionError::Unmappable { .. }), "{error:?}");
+    let mut reference = Reference::new(all_of(range));
+    reference.convert(range, Shared);
+    reference.check(&world);
+    assert!(!first.has(BASE) && !second.has(BASE));
+    world.device_writes(BASE, 1).unwrap();
+}
+
+#[test]
+fn memory_that_is_not_for_devices_is_not_for_listeners() {
+    let (world, log) = (World::new(Kind::Software, SIZE), Log::default());
+    let iommu = Iommu::new("iommu", &log);
+    world.ram.add_listener(iommu.clone()).unwrap();
+    assert!(!iommu.has(0x1000) && iommu.has(BASE));
+    world.ram.convert(host(pages(0x1000, 1), Private)).unwrap();
+    world.ram.convert(host(pages(0x1000, 1), Shared)).unwrap();
+    assert!(!iommu.has(0x1000));
 }

@@ -6,6 +6,7 @@
 #![cfg(test)]
 
 mod backlog;
+mod concurrent;
 mod failures;
 mod listeners;
 mod policy;

@@ -75,6 +75,21 @@ fn a_refused_access_is_a_general_protection_fault() {
 }
 
 #[test]
+fn memory_that_is_shared_for_good_stays_so() {
+    let vm = hypervisor::model::ModelHypervisor::new().create(hypervisor::VmType::Default).unwrap();
+    let layout = arch::x86_64::MemoryLayout::new(arch::x86_64::Isolation::None, SIZE, 46).unwrap();
+    let ram = vmm::memory::GuestRam::new(vm, layout, RamOptions::default()).unwrap();
+    let (view, at) = (ram.devices().view("device"), vm_memory::GuestAddress(BASE));
+    view.write_obj(7u64, at).unwrap();
+    for kind in KINDS {
+        let error = ram.convert(request(pages(BASE, 1), Private, kind)).unwrap_err();
+        assert!(matches!(error, ConversionError::NotConvertible { .. }) && !error.is_fatal(), "{error:?}");
+        assert!(!ram.convert(request(pages(BASE, 1), Shared, kind)).unwrap());
+    }
+    assert_eq!(view.read_obj::<u64>(at).unwrap(), 7);
+}
+
+#[test]
 fn a_limit_delays_and_does_not_refuse() {
     let rule = Rule::Limit { per_second: NonZeroU32::new(20).unwrap() };
     let options = RamOptions { policy: only(ConversionKind::Explicit, rule), ..RamOptions::default() };

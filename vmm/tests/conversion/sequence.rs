@@ -66,10 +66,11 @@ pub fn run(kind: Kind, size: u64, pages: &[u64], steps: &[Step]) {
         if sequence.run(step) == Next::Stopped {
             // From here on nothing converts, and nothing pretends to.
             let range = sequence.range(0, pages.len());
-            for to in [PageState::Shared, PageState::Private] {
-                let result = sequence.world.ram.convert(request(range, to, ConversionKind::Host));
-                assert!(result.is_ok() || result.is_err_and(|error| error.is_fatal()));
-            }
+            let results = [PageState::Shared, PageState::Private]
+                .map(|to| sequence.world.ram.convert(request(range, to, ConversionKind::Host)));
+            assert!(results.iter().all(|result| result.as_ref().is_ok_and(|changed| !changed)
+                || result.as_ref().is_err_and(ConversionError::is_fatal)));
+            assert!(results.iter().any(Result::is_err), "an inconsistent machine converts");
             return;
         }
         sequence.reference.check(&sequence.world);
@@ -188,9 +189,13 @@ impl Sequence {
         self.world.ram.layout().locate(gpa).unwrap().0.devices
     }
 
-    fn converted(&mut self, range: GpaRange, to: PageState, result: Result<(), ConversionError>) -> Next {
+    fn converted(&mut self, range: GpaRange, to: PageState, result: Result<bool, ConversionError>) -> Next {
         match result {
-            Ok(()) => self.reference.convert(range, to),
+            Ok(changed) => {
+                let would_change = self.reference.0.range(range.start()..range.end()).any(|(_, page)| page.state != to);
+                assert_eq!(changed, would_change);
+                self.reference.convert(range, to);
+            }
             Err(error) if error.is_fatal() => return Next::Stopped,
             Err(_) => {
                 self.reference.convert_in_part(&self.world, range, to);

@@ -43,8 +43,8 @@ impl Bed {
         self.test_vm.guest(GUEST_SLOT + u32::from(id), id)
     }
 
-    /// The operator converts a range.
-    pub fn convert(&self, range: GpaRange, to: PageState) -> Result<(), ConversionError> {
+    /// The operator converts a range. Returns whether any page changed.
+    pub fn convert(&self, range: GpaRange, to: PageState) -> Result<bool, ConversionError> {
         let (kind, origin) = (ConversionKind::Host, Origin::Host);
         self.ram.convert(ConversionRequest { range, to, kind, origin })
     }

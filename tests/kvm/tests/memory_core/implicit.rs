@@ -22,7 +22,7 @@ pub const TESTS: &[Test] = &[
 const MIB: u64 = 1 << 20;
 const OPEN: Pattern = Pattern::new(0x0be4);
 
-fn converted(bed: &Bed, outcome: Outcome) -> anyhow::Result<Result<(), ConversionError>> {
+fn converted(bed: &Bed, outcome: Outcome) -> anyhow::Result<Result<bool, ConversionError>> {
     let Outcome::Fault(fault) = outcome else { bail!("the guest is not stopped: {outcome:x?}") };
     let request = private_faults::from_memory_fault(bed.ram.layout(), fault)
         .map_err(|refusal| anyhow::anyhow!("the fault is no request: {refusal}"))?;

@@ -38,6 +38,12 @@ pub enum ConversionError {
         #[source]
         source: hypervisor::Error,
     },
+    /// Nothing here can be private.
+    #[error("cannot make {range} private: this guest's memory is all shared, for good")]
+    NotConvertible {
+        /// The range.
+        range: GpaRange,
+    },
     /// A listener can't map the pages; all that was done to them is undone.
     #[error("cannot make {range} shared: {listener} can't map it")]
     Unmappable {

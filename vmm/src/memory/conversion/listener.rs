@@ -2,7 +2,7 @@
 //!
 //! An IOMMU for assigned devices, a vhost back end, anything that lets somebody at guest memory without asking a guard. A
 //! conversion takes the pages away from each listener before they become private, and gives them to each after they have
-//! become shared. Listeners are told of whole pieces of RAM, in the order in which they were added, and in reverse order
+//! become shared. RAM that devices never get at is not for listeners either. Listeners are told of whole pieces of RAM, in the order in which they were added, and in reverse order
 //! when something is taken away.
 
 use hypervisor::GpaRange;

@@ -23,7 +23,7 @@ struct Flipped(Unmapped);
 
 /// Takes the pages away from all who map them: in reverse order, the last first.
 fn unmap(quiesced: Quiesced, piece: &Piece<'_>, listeners: &[Arc<dyn ConversionListener>]) -> Unmapped {
-    listeners.iter().rev().for_each(|listener| listener.unmap(piece.gpa));
+    piece.unmap(listeners);
     Unmapped(quiesced)
 }
 
@@ -63,9 +63,9 @@ impl GuestRam {
     ) -> Result<Option<(Piece<'a>, Revoked, Arc<[Arc<dyn ConversionListener>]>)>, ConversionError> {
         let mut ledger = self.running_ledger()?;
         loop {
-            let Some(run) = ledger.writer.runs(pages).find(|run| run.state == Shared) else { return Ok(None) };
+            let Some(run) = Self::first_run(&ledger, pages, Shared) else { return Ok(None) };
             let failed = |source| ConversionError::Failed { range: ram.gpa, to: Private, source };
-            let piece = Piece::first_of(ram, run.pages).map_err(|source| failed(source.into()))?;
+            let piece = Piece::first_of(ram, run).map_err(|source| failed(source.into()))?;
             ledger.lent.check(piece.gpa)?;
             if self.discards.is_owed(piece.pages) {
                 drop(ledger);
@@ -117,21 +117,25 @@ impl GuestRam {
     fn publish_private(&self, ledger: &mut Ledger, piece: &Piece<'_>, flipped: Flipped) -> Debt {
         let Flipped(Unmapped(quiesced)) = flipped;
         ledger.writer.commit(quiesced);
-        self.discards.owe(self.whole_huge_pages(ledger, piece.pages), Shared)
+        self.discards.owe(self.whole_huge_pages(ledger, piece), Shared)
     }
 
     /// These pages, with the rest of the huge pages that they are part of where all of that is private, too: a huge page goes
     /// back only whole.
-    fn whole_huge_pages(&self, ledger: &Ledger, pages: PageRange) -> PageRange {
-        let size = self.huge_page_pages;
+    fn whole_huge_pages(&self, ledger: &Ledger, piece: &Piece<'_>) -> PageRange {
+        let (pages, size) = (piece.pages, self.huge_page_pages);
         if size <= 1 {
             return pages;
         }
-        let last_page = self.devices.guards().plane().pages();
-        // The huge page that holds a page, if all of it is private by now.
+        // The huge page that holds a page, if all of it is private by now. What reaches into another range of RAM may be in
+        // use there whatever its state, as low memory is.
         let whole = |page: u64| {
             let first = page / size * size;
-            let huge = PageRange::new(first, (first + size).min(last_page))?;
+            let huge = PageRange::new(first, first + size)?;
+            let own = PageRange::touched(piece.ram.offset, piece.ram.gpa.len())?;
+            if huge.intersection(own) != Some(huge) {
+                return None;
+            }
             ledger.writer.runs(huge).all(|run| run.state == Private).then_some(huge)
         };
         let first = whole(pages.first()).map_or(pages.first(), PageRange::first);
@@ -140,28 +144,41 @@ impl GuestRam {
     }
 
     /// Undoes a conversion to shared that a listener refused: the pages become private again, with what they held.
-    /// `debt` is what the conversion owes.
-    pub(super) fn take_back(&self, piece: &Piece<'_>, debt: Debt) {
+    /// `debt` is what the conversion owes, and `mapped` are those who may have the pages already. Where that can't be done,
+    /// the pages stay shared, and the listeners go without them.
+    ///
+    /// # Errors
+    /// Only what the machine can't survive.
+    pub(super) fn take_back(
+        &self,
+        piece: &Piece<'_>,
+        debt: Debt,
+        mapped: &[Arc<dyn ConversionListener>],
+    ) -> Result<(), ConversionError> {
         // As long as the debt is held, nobody else converts these pages.
-        let Ok((revoked, listeners)) = self.revoke_again(piece) else {
-            self.discards.settle(debt);
-            return;
+        let revoked = self.revoke_again(piece).and_then(|revoked| self.quiesce_piece(piece, revoked));
+        let quiesced = match revoked {
+            Ok(quiesced) => quiesced,
+            Err(error) => {
+                piece.unmap(mapped);
+                self.stays_shared(piece, &error);
+                self.discards.settle(debt);
+                return Ok(());
+            }
         };
-        let Ok(quiesced) = self.quiesce_piece(piece, revoked) else {
-            self.discards.settle(debt);
-            return;
-        };
-        let unmapped = unmap(quiesced, piece, &listeners);
+        let unmapped = unmap(quiesced, piece, mapped);
         let mut ledger = self.ledger();
+        // Whoever was added since then has the pages as well, and nobody maps them any more once the lock is held.
+        piece.unmap(&ledger.listeners);
         let settled = match self.flip_unmapped(&mut ledger, piece, unmapped) {
             Ok(flipped) => {
                 self.discards.forgive(debt);
                 self.publish_private(&mut ledger, piece, flipped)
             }
-            Err((_, error)) if error.is_fatal() => debt,
+            // The debt stays as it is: nobody gets at the pages, and nothing of them is given away.
+            Err((_, error)) if error.is_fatal() => return Err(error),
             Err((Unmapped(quiesced), error)) => {
-                // They stay shared, without the listener: everything agrees, and no device gets at more than before.
-                tracing::warn!("{} stays shared: {}", piece.gpa, crate::error::chain(&error));
+                self.stays_shared(piece, &error);
                 ledger.writer.restore(quiesced);
                 debt
             }
@@ -169,17 +186,20 @@ impl GuestRam {
         drop(ledger);
         self.conversion_ended.notify_all();
         self.discards.settle(settled);
+        Ok(())
     }
 
-    #[expect(clippy::type_complexity, reason = "the two belong to one moment, and nobody else needs them")]
-    fn revoke_again(
-        &self,
-        piece: &Piece<'_>,
-    ) -> Result<(Revoked, Arc<[Arc<dyn ConversionListener>]>), ConversionError> {
+    fn stays_shared(&self, piece: &Piece<'_>, why: &ConversionError) {
+        tracing::warn!("{} stays shared, unmapped by listeners: {}", piece.gpa, crate::error::chain(why));
+    }
+
+    fn revoke_again(&self, piece: &Piece<'_>) -> Result<Revoked, ConversionError> {
         let mut ledger = self.running_ledger()?;
         loop {
+            // KVM may have been given the pages meanwhile: they were shared.
+            ledger.lent.check(piece.gpa)?;
             match ledger.writer.revoke(piece.pages) {
-                Ok(revoked) => return Ok((revoked, ledger.listeners.clone())),
+                Ok(revoked) => return Ok(revoked),
                 Err(ChangeError::Full { .. } | ChangeError::InFlight { .. }) => {
                     ledger = self.wait_for_others(ledger)?
                 }
@@ -192,7 +212,7 @@ impl GuestRam {
 /// Undoes a conversion to private whose attribute could not be set: the listeners of now get the pages back, then devices.
 fn give_back(ledger: &mut Ledger, piece: &Piece<'_>, unmapped: Unmapped) {
     let Unmapped(quiesced) = unmapped;
-    for listener in ledger.listeners.iter() {
+    for listener in ledger.listeners.iter().filter(|_| piece.ram.devices) {
         // It had them a moment ago. Without them it does less than it may, never more.
         if let Err(error) = listener.map(piece.gpa) {
             tracing::warn!("{} can't map {} again: {error}", listener.name(), piece.gpa);

@@ -40,9 +40,9 @@ impl GuestRam {
     ) -> Result<Option<(Piece<'a>, Published)>, ConversionError> {
         let mut ledger = self.running_ledger()?;
         loop {
-            let Some(run) = ledger.writer.runs(pages).find(|run| run.state == Private) else { return Ok(None) };
+            let Some(run) = Self::first_run(&ledger, pages, Private) else { return Ok(None) };
             let failed = |source| ConversionError::Failed { range: ram.gpa, to: Shared, source };
-            let piece = Piece::first_of(ram, run.pages).map_err(|source| failed(source.into()))?;
+            let piece = Piece::first_of(ram, run).map_err(|source| failed(source.into()))?;
             if self.discards.is_owed(piece.pages) {
                 drop(ledger);
                 self.settle_for(&piece)?;
@@ -62,13 +62,19 @@ impl GuestRam {
     /// Lets each listener map the pages, or takes them back from all.
     fn map(&self, piece: &Piece<'_>, published: Published) -> Result<Debt, ConversionError> {
         let Published { debt, listeners } = published;
-        for listener in listeners.iter() {
+        for listener in listeners.iter().filter(|_| piece.ram.devices) {
             if let Err(source) = listener.map(piece.gpa) {
                 // Unmapping what is not mapped does nothing, so all of them are told.
-                self.take_back(piece, debt);
+                self.take_back(piece, debt, &listeners)?;
                 let listener = listener.name().to_owned();
                 return Err(ConversionError::Unmappable { range: piece.gpa, listener, source });
             }
+        }
+        // Who was removed meanwhile must not keep them: it would not be told when they become private, which they can't
+        // before the debt is settled.
+        let current = self.ledger().listeners.clone();
+        for gone in listeners.iter().filter(|listener| !current.iter().any(|other| Arc::ptr_eq(other, listener))) {
+            gone.unmap(piece.gpa);
         }
         Ok(debt)
     }
