@@ -7,14 +7,14 @@
 //! | `access.<op>.8.own_ratio` | the view's own `read_obj` and `write_obj`, which take no detour through slices |
 //! | `access.read.8.growth_<median, mean>` | how much slower a read gets while another thread converts other pages |
 //!
-//! All are quotients to the same access to a `GuestMemoryMmap` of three regions, which checks nothing but the bounds,
-//! compiled from the same generic code. Both memories are memfds, mapped and touched in advance; addresses are random,
-//! and the same for both.
+//! All ratios are to the same access to a `GuestMemoryMmap` of three regions, which checks nothing but the bounds, compiled
+//! from the same generic code. Both memories are memfds, mapped and touched in advance; addresses are random, and the same
+//! for both.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -195,9 +195,15 @@ fn one_size(
     let mut add = |op: &str, way: &str, plain: &Times, guarded: &Times| -> Result<()> {
         ensure!(plain.failures + guarded.failures == 0, "accesses of {size} bytes failed");
         let key = format!("access.{op}.{size}");
-        figures.add(format!("{key}.{way}_ratio"), Sample::ratio(&guarded.nanoseconds, &plain.nanoseconds));
-        figures.add(format!("{key}.{way}_ns"), Sample::of(guarded.nanoseconds.iter().copied()));
-        figures.add(format!("{key}.{way}_plain_ns"), Sample::of(plain.nanoseconds.iter().copied()));
+        let ratio = Sample::ratio(&guarded.nanoseconds, &plain.nanoseconds);
+        match way {
+            "own" => figures.note(format!("{key}.{way}_ratio"), ratio),
+            _ => figures.add(format!("{key}.{way}_ratio"), ratio),
+        }
+        figures.note(format!("{key}.{way}_ns"), Sample::of(guarded.nanoseconds.iter().copied()));
+        if way == "per_access" {
+            figures.note(format!("{key}.unchecked_ns"), Sample::of(plain.nanoseconds.iter().copied()));
+        }
         Ok(())
     };
     add("read", "per_access", &plain_read, &read)?;
@@ -213,70 +219,101 @@ fn one_size(
 
 /// How much slower reads of 8 bytes get while another thread converts other pages, one every few microseconds.
 ///
-/// Quiet and busy stretches take turns. The median is of short rounds; the mean is of the reader's processor time, so
-/// that it holds what conversions cost the reader, and not what other programs on the machine do.
+/// Quiet and busy stretches take turns. A stretch is short enough to fit between two turns of a scheduler, and a busy one
+/// counts only if as many conversions as should have were really made beside it. The median is of short rounds; the mean is
+/// of the reader's processor time, so that it holds what conversions cost the reader, and not what other programs do.
 fn growth(figures: &mut Figures, rounds: usize, subjects: &mut Subjects) -> Result<()> {
-    /// Accesses of a short round.
-    const SHORT: usize = 32;
-    /// Rounds of all addresses in a stretch: some milliseconds.
-    const STRETCH: usize = 200;
+    /// Stretches that are begun for each that counts, at most.
+    const ATTEMPTS: usize = 100;
     let view = subjects.device.view("bench");
     let reads = addresses(&REGIONS, 8, PAGES);
-    let (busy, done) = (AtomicBool::new(false), AtomicBool::new(false));
-    let stretches = (rounds / 50).max(4);
+    let wanted = (rounds / 20).max(4);
     let guards = subjects.device.guards().clone();
-    let writer = &mut subjects.writer;
-    let (mut medians, mut means) = (<[Vec<f64>; 2]>::default(), <[Vec<f64>; 2]>::default());
-    let conversions = std::thread::scope(|scope| -> Result<u64> {
-        let converter = scope.spawn(|| convert_while(writer, &guards, &busy, &done));
-        for stretch in 0..2 * stretches {
-            let now_busy = stretch % 2;
-            busy.store(now_busy == 1, Ordering::Relaxed);
-            std::thread::sleep(Duration::from_micros(200));
-            let mut times = Vec::with_capacity(STRETCH * ADDRESSES / SHORT);
-            let before = clock_gettime(ClockId::ThreadCPUTime);
-            for _ in 0..STRETCH {
-                for part in reads.chunks(SHORT) {
-                    let start = Instant::now();
-                    black_box(own_read_8(&view, part));
-                    times.push(start.elapsed().as_nanos() as f64);
+    let (writer, converter) = (&mut subjects.writer, Converter::default());
+    let (mut medians, mut means, mut conversions) = (<[Vec<f64>; 2]>::default(), <[Vec<f64>; 2]>::default(), 0);
+    std::thread::scope(|scope| -> Result<()> {
+        let thread = scope.spawn(|| converter.run(writer, &guards));
+        for _ in 0..wanted * ATTEMPTS {
+            let quiet = stretch(&view, &reads);
+            converter.busy.store(true, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_micros(100));
+            let before = converter.conversions.load(Ordering::Relaxed);
+            let start = Instant::now();
+            let busy = stretch(&view, &reads);
+            let due = start.elapsed().as_micros() / CONVERSION_INTERVAL.as_micros();
+            let made = converter.conversions.load(Ordering::Relaxed) - before;
+            converter.busy.store(false, Ordering::Relaxed);
+            if u128::from(made) * 10 >= due * 8 {
+                for (index, (median, mean)) in [quiet, busy].into_iter().enumerate() {
+                    medians[index].push(median);
+                    means[index].push(mean);
                 }
+                conversions += made;
             }
-            let after = clock_gettime(ClockId::ThreadCPUTime);
-            let spent = (after.tv_sec - before.tv_sec) as f64 * 1e9 + (after.tv_nsec - before.tv_nsec) as f64;
-            medians[now_busy].push(Sample::of(times).median);
-            means[now_busy].push(spent);
+            if means[1].len() == wanted || thread.is_finished() {
+                break;
+            }
         }
-        done.store(true, Ordering::Relaxed);
-        converter.join().ok().context("the converter panicked")?
+        converter.done.store(true, Ordering::Relaxed);
+        thread.join().ok().context("the converter panicked")?
     })?;
-    ensure!(conversions > 0, "no page was converted");
+    ensure!(means[1].len() == wanted, "other programs leave too little processor time to convert beside a reader");
     figures.add("access.read.8.growth_median", Sample::ratio(&medians[1], &medians[0]));
     figures.add("access.read.8.growth_mean", Sample::ratio(&means[1], &means[0]));
-    figures.add("access.read.8.growth_conversions", Sample::of([conversions as f64]));
+    figures.note("access.read.8.growth_conversions", Sample::of([conversions as f64]));
     Ok(())
 }
 
-/// Converts pages that nobody reads to private and back while `busy`, until `done`. Returns how often.
-fn convert_while(writer: &mut Writer, guards: &Guards, busy: &AtomicBool, done: &AtomicBool) -> Result<u64> {
-    let mut numbers = Numbers::new();
-    let (mut next, mut conversions) = (Instant::now(), 0);
-    while !done.load(Ordering::Relaxed) {
-        if Instant::now() < next {
-            std::hint::spin_loop();
-            continue;
+/// Reads for about a millisecond. Returns the median of a short round, and the processor time of all, in nanoseconds.
+fn stretch(view: &DeviceView, reads: &[GuestAddress]) -> (f64, f64) {
+    /// Accesses of a short round.
+    const SHORT: usize = 32;
+    /// Rounds of all addresses.
+    const ROUNDS: usize = 100;
+    let mut times = Vec::with_capacity(ROUNDS * ADDRESSES / SHORT);
+    let before = clock_gettime(ClockId::ThreadCPUTime);
+    for _ in 0..ROUNDS {
+        for part in reads.chunks(SHORT) {
+            let start = Instant::now();
+            black_box(read_8(view, part));
+            times.push(start.elapsed().as_nanos() as f64);
         }
-        next = Instant::now() + CONVERSION_INTERVAL;
-        // The clock is watched in quiet times, too: only the conversions are to make the difference.
-        if !busy.load(Ordering::Relaxed) {
-            continue;
-        }
-        let page = numbers.below(CONVERTED / PAGE_SIZE);
-        let range = PageRange::new(page, page + 1).context("a page")?;
-        let quiesced = writer.revoke(range)?.quiesce(&WaitForGuards, guards, &mut |_| ControlFlow::Continue(()));
-        writer.commit(quiesced.ok().context("nobody gives up")?);
-        writer.share(range)?;
-        conversions += 1;
     }
-    Ok(conversions)
+    let after = clock_gettime(ClockId::ThreadCPUTime);
+    let spent = (after.tv_sec - before.tv_sec) as f64 * 1e9 + (after.tv_nsec - before.tv_nsec) as f64;
+    (Sample::of(times).median, spent)
+}
+
+/// A thread that converts pages that nobody reads.
+#[derive(Default)]
+struct Converter {
+    busy: AtomicBool,
+    done: AtomicBool,
+    conversions: AtomicU64,
+}
+
+impl Converter {
+    /// Converts one page to private and back after the other while `busy`, until `done`.
+    fn run(&self, writer: &mut Writer, guards: &Guards) -> Result<()> {
+        let mut numbers = Numbers::new();
+        let mut next = Instant::now();
+        while !self.done.load(Ordering::Relaxed) {
+            if Instant::now() < next {
+                std::hint::spin_loop();
+                continue;
+            }
+            next = Instant::now() + CONVERSION_INTERVAL;
+            // The clock is watched in quiet times, too: only the conversions are to make the difference.
+            if !self.busy.load(Ordering::Relaxed) {
+                continue;
+            }
+            let page = numbers.below(CONVERTED / PAGE_SIZE);
+            let range = PageRange::new(page, page + 1).context("a page")?;
+            let quiesced = writer.revoke(range)?.quiesce(&WaitForGuards, guards, &mut |_| ControlFlow::Continue(()));
+            writer.commit(quiesced.ok().context("nobody gives up")?);
+            writer.share(range)?;
+            self.conversions.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
 }

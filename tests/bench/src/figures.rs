@@ -1,6 +1,4 @@
-//! Figures: medians, and where to put them.
-
-use std::fmt;
+//! Figures: medians with their spread, and where to put them.
 
 use serde_json::{Map, Value};
 
@@ -13,18 +11,21 @@ pub struct Sample {
     pub low: f64,
     /// A quarter of the measurements are above this.
     pub high: f64,
+    /// How many there are.
+    pub count: usize,
 }
 
 impl Sample {
-    /// Of these measurements, of which there has to be one at least.
+    /// Of these measurements. Without any, all is NaN.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_unstable_by(f64::total_cmp);
-        let at = |part: usize| values.get((values.len().saturating_sub(1)) * part / 4).copied().unwrap_or(f64::NAN);
-        Self { median: at(2), low: at(1), high: at(3) }
+        let count = values.len();
+        let at = |part: usize| values.get(count.saturating_sub(1) * part / 4).copied().unwrap_or(f64::NAN);
+        Self { median: at(2), low: at(1), high: at(3), count }
     }
 
-    /// Of the quotients of measurements that were made in turns.
+    /// The quotient of the medians of measurements that were made in turns. The spread is that of their quotients.
     pub fn ratio(of: &[f64], to: &[f64]) -> Self {
         let quotients = Self::of(of.iter().zip(to).map(|(of, to)| of / to));
         let (of, to) = (Self::of(of.iter().copied()), Self::of(to.iter().copied()));
@@ -32,39 +33,46 @@ impl Sample {
     }
 }
 
-impl fmt::Display for Sample {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = if self.median < 100.0 { 3 } else { 0 };
-        write!(f, "{:.digits$} ({:.digits$} to {:.digits$})", self.median, self.low, self.high)
-    }
+/// A figure and its key, which is parted by dots.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Figure {
+    /// The key.
+    pub key: String,
+    /// The measurements.
+    pub sample: Sample,
+    /// Whether it is for programs as well as for readers.
+    pub exported: bool,
 }
 
-/// Figures by key.
+/// Figures in the order in which they were added.
 #[derive(Debug, Default)]
-pub struct Figures {
-    entries: Vec<(String, Sample)>,
-}
+pub struct Figures(Vec<Figure>);
 
 impl Figures {
-    /// Adds a figure; its key is parted by dots.
+    /// Adds a figure.
     pub fn add(&mut self, key: impl Into<String>, sample: Sample) {
-        self.entries.push((key.into(), sample));
+        self.0.push(Figure { key: key.into(), sample, exported: true });
     }
 
-    /// The median of a figure.
-    pub fn get(&self, key: &str) -> Option<f64> {
-        self.entries.iter().find(|(other, _)| other == key).map(|(_, sample)| sample.median)
+    /// Adds a figure that is for readers only.
+    pub fn note(&mut self, key: impl Into<String>, sample: Sample) {
+        self.0.push(Figure { key: key.into(), sample, exported: false });
     }
 
-    /// The medians as nested objects, split at the dots of the keys.
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Figure> {
+        self.0.iter()
+    }
+
+    /// The medians of those that are for programs, as nested objects, split at the dots of the keys.
     pub fn to_json(&self) -> Value {
         let mut root = Map::new();
-        for (key, sample) in &self.entries {
+        for figure in self.0.iter().filter(|figure| figure.exported) {
             let mut object = &mut root;
-            let mut parts = key.split('.').peekable();
+            let mut parts = figure.key.split('.').peekable();
             while let Some(part) = parts.next() {
                 if parts.peek().is_none() {
-                    object.insert(part.into(), sample.median.into());
+                    object.insert(part.into(), figure.sample.median.into());
                     break;
                 }
                 let inner = object.entry(part).or_insert_with(|| Value::Object(Map::new()));
@@ -78,16 +86,6 @@ impl Figures {
     }
 }
 
-impl fmt::Display for Figures {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self.entries.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
-        for (key, sample) in &self.entries {
-            writeln!(f, "{key:width$}  {sample}")?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,9 +93,9 @@ mod tests {
     #[test]
     fn samples_are_medians_and_quartiles() {
         let sample = Sample::of((0..=100).rev().map(f64::from));
-        assert_eq!((sample.low, sample.median, sample.high), (25.0, 50.0, 75.0));
+        assert_eq!((sample.low, sample.median, sample.high, sample.count), (25.0, 50.0, 75.0, 101));
         let ratio = Sample::ratio(&[2.0, 30.0, 4.0], &[1.0, 2.0, 4.0]);
-        assert_eq!(ratio.median, 2.0, "a quotient of medians");
+        assert_eq!((ratio.median, ratio.low), (2.0, 1.0), "a quotient of medians, and the spread of quotients");
         assert!(Sample::of([]).median.is_nan());
     }
 
@@ -106,6 +104,7 @@ mod tests {
         let mut figures = Figures::default();
         figures.add("map.0.lookup_ns", Sample::of([3.0]));
         figures.add("map.1000.lookup_ns", Sample::of([4.0]));
+        figures.note("map.1000.for_readers", Sample::of([5.0]));
         figures.add("access.read.8.held_ratio", Sample::of([0.5]));
         let expected = serde_json::json!({
             "map": { "0": { "lookup_ns": 3.0 }, "1000": { "lookup_ns": 4.0 } },

@@ -2,14 +2,16 @@
 //!
 //! | key | what is timed |
 //! |---|---|
-//! | `map.<fragments>.lookup_ns` | the state of a random page |
+//! | `map.<fragments>.lookup_ns` | whether the page of a random guest address is user-mappable |
 //! | `map.<fragments>.set_page_ns` | a random page made private: revoke, look for guards of eight devices, commit |
 //! | `map.<fragments>.set_gib_ns` | all shared pages of a random GiB made private, run by run, in the same way |
 //! | `map.<fragments>.set_all_ns` | the same for all RAM |
 //! | `map.<fragments>.bytes` | memory that the map holds |
 //!
-//! A fragment is a private run of random length; as many are spread evenly over RAM. The three maps exist side by side
-//! and take turns.
+//! | `map.1000000.<lookup, set_page>_growth` | the same to the map without fragments |
+//!
+//! RAM lies in several pieces with holes between. A fragment is a private run of random length; as many are spread evenly
+//! over RAM. The three maps exist side by side and take turns.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
@@ -17,8 +19,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use hypervisor::{PAGE_SIZE, PageState};
-use vmm::memory::guarded::{GuardHandle, Guards, PageRange, StatePlane, WaitForGuards, Writer};
+use hypervisor::{GpaRange, PAGE_SIZE, PageState};
+use vmm::memory::guarded::{
+    AttributeMap, GuardHandle, Guards, PageRange, RamPiece, RamTable, StatePlane, WaitForGuards, Writer,
+};
 
 use crate::figures::{Figures, Sample};
 use crate::numbers::Numbers;
@@ -41,8 +45,12 @@ const DEVICES: usize = 8;
 const LOOKUPS: usize = 4096;
 const PAGES: usize = 256;
 
+/// Pieces of RAM: guest address and size.
+const PIECES: [(u64, u64); 4] = [(0, 3 * GIB), (4 * GIB, 253 * GIB), (512 * GIB, 256 * GIB), (1024 * GIB, 512 * GIB)];
+
 struct Subject {
     fragments: u64,
+    map: AttributeMap,
     guards: Arc<Guards>,
     writer: Writer,
     _devices: Vec<GuardHandle>,
@@ -53,10 +61,10 @@ impl Subject {
     fn new(fragments: u64) -> Result<Self> {
         let before = resident()?;
         let (plane, writer) = StatePlane::new(SIZE, IN_FLIGHT)?;
-        let grown = resident()?.saturating_sub(before);
         let guards = Guards::new(plane.clone());
         let devices = (0..DEVICES).map(|_| guards.handle("bench")).collect();
-        let mut subject = Self { fragments, guards, writer, _devices: devices, bytes: 0 };
+        let map = AttributeMap::new(table()?, plane.clone())?;
+        let mut subject = Self { fragments, map, guards, writer, _devices: devices, bytes: 0 };
         let stride = plane.pages().checked_div(fragments).unwrap_or(0);
         let mut numbers = Numbers::new();
         for fragment in 0..fragments {
@@ -65,7 +73,7 @@ impl Subject {
             subject.make_private(range)?;
         }
         // What the allocator says and what the kernel says: the larger one.
-        subject.bytes = grown.max(plane.bytes_held() as u64);
+        subject.bytes = resident()?.saturating_sub(before).max(plane.bytes_held() as u64);
         Ok(subject)
     }
 
@@ -90,16 +98,11 @@ impl Subject {
         ranges.iter().try_for_each(|range| self.writer.share(*range).map_err(Into::into))
     }
 
-    fn look_up(&self, numbers: &mut Numbers) -> f64 {
-        let plane = self.guards.plane();
-        let pages = plane.pages();
+    fn look_up(&self, addresses: &[u64]) -> f64 {
         let start = Instant::now();
-        let mut private = 0;
-        for _ in 0..LOOKUPS {
-            private += usize::from(plane.is_private(numbers.below(pages)));
-        }
-        black_box(private);
-        start.elapsed().as_nanos() as f64 / LOOKUPS as f64
+        let mappable = addresses.iter().filter(|gpa| self.map.is_gpa_user_mappable(**gpa)).count();
+        black_box(mappable);
+        start.elapsed().as_nanos() as f64 / addresses.len() as f64
     }
 
     fn set_pages(&mut self, numbers: &mut Numbers) -> Result<f64> {
@@ -131,6 +134,28 @@ impl Subject {
     }
 }
 
+fn table() -> Result<RamTable> {
+    let mut offset = 0;
+    let mut pieces = Vec::new();
+    for (start, size) in PIECES {
+        pieces.push(RamPiece { gpa: GpaRange::new(start, size)?, offset, devices: true });
+        offset += size;
+    }
+    Ok(RamTable::new(pieces, SIZE)?)
+}
+
+/// Random addresses of RAM.
+fn addresses(numbers: &mut Numbers) -> Vec<u64> {
+    let address = |mut offset: u64| {
+        PIECES.iter().find_map(|(start, size)| {
+            let here = (offset < *size).then_some(start + offset);
+            offset = offset.saturating_sub(*size);
+            here
+        })
+    };
+    (0..LOOKUPS).filter_map(|_| address(numbers.below(SIZE))).collect()
+}
+
 /// Memory of this process that is there, in bytes.
 fn resident() -> Result<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").context("cannot read /proc/self/statm")?;
@@ -152,7 +177,7 @@ pub fn run(figures: &mut Figures, rounds: usize) -> Result<()> {
     for round in 0..rounds {
         for (subject, [lookup, set_page, set_gib, set_all]) in subjects.iter_mut().zip(&mut times) {
             let plane = subject.guards.plane().clone();
-            lookup.push(subject.look_up(&mut numbers));
+            lookup.push(subject.look_up(&addresses(&mut numbers)));
             set_page.push(subject.set_pages(&mut numbers)?);
             if round % 10 == 0 {
                 let first = numbers.below(SIZE / GIB) * (GIB / PAGE_SIZE);
@@ -164,13 +189,18 @@ pub fn run(figures: &mut Figures, rounds: usize) -> Result<()> {
             }
         }
     }
-    for (subject, [lookup, set_page, set_gib, set_all]) in subjects.iter().zip(times) {
+    for (subject, [lookup, set_page, set_gib, set_all]) in subjects.iter().zip(&times) {
         let key = format!("map.{}", subject.fragments);
-        figures.add(format!("{key}.lookup_ns"), Sample::of(lookup));
-        figures.add(format!("{key}.set_page_ns"), Sample::of(set_page));
-        figures.add(format!("{key}.set_gib_ns"), Sample::of(set_gib));
-        figures.add(format!("{key}.set_all_ns"), Sample::of(set_all));
+        let sample = |times: &Vec<f64>| Sample::of(times.iter().copied());
+        figures.add(format!("{key}.lookup_ns"), sample(lookup));
+        figures.add(format!("{key}.set_page_ns"), sample(set_page));
+        figures.add(format!("{key}.set_gib_ns"), sample(set_gib));
+        figures.add(format!("{key}.set_all_ns"), sample(set_all));
         figures.add(format!("{key}.bytes"), Sample::of([subject.bytes as f64]));
+    }
+    if let ([none, ..], [.., many]) = (&times[..], &times[..]) {
+        figures.note("map.1000000.lookup_growth", Sample::ratio(&many[0], &none[0]));
+        figures.note("map.1000000.set_page_growth", Sample::ratio(&many[1], &none[1]));
     }
     Ok(())
 }

@@ -139,7 +139,22 @@ impl HostileGuest {
     pub fn comes_up(&mut self) -> anyhow::Result<u64> {
         let line = self.next_line()?;
         let mask = line.strip_prefix(program::BANNER).and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-        mask.with_context(|| format!("the guest came up with {line:?}"))
+        let mask = mask.with_context(|| format!("the guest came up with {line:?}"))?;
+        // Its launch left much behind.
+        self.settles()?;
+        Ok(mask)
+    }
+
+    /// Waits until the VMM has given back all memory that pages have left: large discards run behind the guest's back.
+    ///
+    /// # Errors
+    /// A VMM that does not.
+    pub fn settles(&mut self) -> anyhow::Result<()> {
+        while self.statistics()?.discard_backlog_bytes > 0 {
+            ensure!(Instant::now() < self.deadline, "some memory is not given back: {:?}", self.statistics()?);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// The bit of its page tables by which the guest chooses the private alias, as CPUID tells it; 0 for none.

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+pub mod bench;
 pub mod build;
 pub mod fuzz;
 pub mod sh;

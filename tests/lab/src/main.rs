@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{build, fuzz, sh, test};
+use crate::commands::{bench, build, fuzz, sh, test};
 use crate::options::Options;
 
 /// A nested host with real KVM memory attributes, on any x86-64 machine
@@ -47,6 +47,7 @@ Examples:
   cargo lab demo                      boot Debian in unmappable memory and look for its secret
   cargo lab test                      run all tests, those for real KVM inside
   cargo lab fuzz conversion_request   look for inputs that break it, for a minute
+  cargo lab bench                     what the memory core costs, beside what others do without it
   cargo lab sh                        a shell inside
   cargo lab sh -- ls -l /dev/kvm      one command inside
   cargo lab build                     only make everything ready";
@@ -59,6 +60,8 @@ enum Command {
     Test(test::Args),
     /// Feed one of the fuzz targets for some time, on this machine
     Fuzz(fuzz::Args),
+    /// Measure the memory core: accesses and the map here, conversions inside
+    Bench(bench::Args),
     /// Run a shell or a command inside
     Sh(sh::Args),
     /// Make everything ready that the other commands need
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args, options),
         Command::Test(args) => test::run(args, options),
         Command::Fuzz(args) => fuzz::run(args, options),
+        Command::Bench(args) => bench::run(args, options),
         Command::Sh(args) => sh::run(args, options),
         Command::Build(args) => build::run(args, options),
         Command::Inside(args) => inside::run(args),

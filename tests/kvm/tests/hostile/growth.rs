@@ -38,14 +38,17 @@ fn back_and_forth() -> anyhow::Result<()> {
     for (range, pages_at_a_time) in [(part, 1), (window, 63), (window, window.pages())] {
         let refused = guest.churns(range, pages_at_a_time)?;
         ensure!(refused == 0, "{refused} conversions of {pages_at_a_time} pages were refused");
+        guest.settles()?;
         costs(&cgroup, "all of it converted back and forth", window.len()..=RAM)?;
         let shared = memory.allocated()?;
         ensure!(shared <= LAG, "the VMM's shared side still takes {shared} bytes");
     }
     guest.converts(window, Shared)?;
+    guest.settles()?;
     guest.touches(Shared, window, OPEN)?;
     costs(&cgroup, "all of it shared", window.len()..=RAM)?;
     guest.converts(window, Private)?;
+    guest.settles()?;
     costs(&cgroup, "none of it touched", 0..=RAM - window.len())?;
     finish(guest)
 }

@@ -153,7 +153,7 @@ const SHOW_AND_RECORD: &str = r#"cd "$CARGO_MANIFEST_DIR" && rm -f "$0.status"
 exit "$(cat "$0.status")""#;
 
 /// Builds with cargo and returns the programs that came of it.
-fn build(cargo: &mut Command) -> Result<Vec<Artifact>> {
+pub(super) fn build(cargo: &mut Command) -> Result<Vec<Artifact>> {
     cargo.arg("--message-format=json-render-diagnostics");
     let mut programs = Vec::new();
     let succeeded = for_each_line(cargo, |line| {

@@ -1,0 +1,143 @@
+//! `cargo lab bench`: what the memory core costs, beside what others do without it.
+//!
+//! The package bench measures and prints. What needs no guest runs on this machine, conversions run inside.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use serde_json::{Map, Value};
+
+use super::test::build;
+use crate::machine::{Job, Machine, Terminal};
+use crate::options::Options;
+use crate::process::Family;
+use crate::workspace;
+
+/// Options of `lab bench`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Each figure comes with the middle half of its measurements and, where it has one, its target. A
+target that is missed does not fail the command. Ratios are to what others do, in the same process
+and in turns with it, so that other programs on the machine meet both; but a quiet machine measures
+best. docs/performance.md explains all figures.
+
+Examples:
+  cargo lab bench                      all of them, some minutes
+  cargo lab bench access map           only what needs no nested host
+  cargo lab bench --json figures.json  also write the medians, for programs")]
+pub struct Args {
+    /// Which benchmarks [default: all]
+    #[arg(value_enum, value_name = "NAME")]
+    benchmarks: Vec<Benchmark>,
+
+    /// Write the medians to this file, as nested objects
+    #[arg(long, value_name = "PATH")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Benchmark {
+    /// Devices' accesses to guest memory, on this machine
+    Access,
+    /// The attribute map for 1 TiB of RAM, on this machine
+    Map,
+    /// Conversions, inside
+    Conversion,
+}
+
+/// The package that measures, and its program.
+const PACKAGE: &str = "bench";
+/// How long conversions may take inside.
+const CONVERSION_LIMIT: Duration = Duration::from_secs(3600);
+
+/// Runs `lab bench`.
+pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
+    let wanted = |benchmark| args.benchmarks.is_empty() || args.benchmarks.contains(&benchmark);
+    // Made ready first: a failure here should not wait for the others.
+    let machine = wanted(Benchmark::Conversion).then(|| Machine::prepare(options)).transpose()?;
+    let programs = build(workspace::cargo().args(["build", "--release", "-p", PACKAGE]).stdin(Stdio::null()))?;
+    let program = programs.into_iter().find(|program| program.name == PACKAGE).context("cargo built no benchmarks")?;
+    let out = workspace::default_out("bench");
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot create the output folder {}", out.display()))?;
+
+    let mut figures = Map::new();
+    let outside: Vec<&str> = [(Benchmark::Access, "access"), (Benchmark::Map, "map")]
+        .into_iter()
+        .filter_map(|(benchmark, name)| wanted(benchmark).then_some(name))
+        .collect();
+    if !outside.is_empty() {
+        println!("lab: benchmarks on this machine\n");
+        let record = new_record(&out, "outside.json")?;
+        let mut command = std::process::Command::new(&program.path);
+        command.args(outside).arg("--json").arg(&record).stdin(Stdio::null());
+        let status = Family::start(&mut command, Vec::new()).and_then(|mut family| family.wait());
+        let status = status.with_context(|| format!("cannot run {}", program.path.display()))?;
+        ensure!(status.success(), "the benchmarks on this machine failed: {status}");
+        merge(&mut figures, &record)?;
+    }
+    if let Some(machine) = machine {
+        println!("\nlab: benchmarks inside\n");
+        let record = new_record(&out, "inside.json")?;
+        let job = Job {
+            argv: vec![program.path.into(), "conversion".into(), "--json".into(), record.clone().into()],
+            env: Vec::new(),
+            out,
+            time_limit: options.time_limit(CONVERSION_LIMIT),
+            terminal: Terminal::Stream,
+        };
+        let status = machine.run(&job)?;
+        ensure!(status == 0, "the benchmarks inside failed: exit status {status}");
+        merge(&mut figures, &record)?;
+    }
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&Value::Object(figures))?;
+        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The path of a record that is not there yet: what is read later is this run's.
+fn new_record(out: &Path, name: &str) -> Result<PathBuf> {
+    let path = out.join(name);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(path),
+    }
+}
+
+/// Adds the figures in a record, which have other keys than those that are there.
+fn merge(figures: &mut Map<String, Value>, record: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(record).with_context(|| format!("cannot read {}", record.display()))?;
+    let more: Map<String, Value> =
+        serde_json::from_str(&text).with_context(|| format!("{} is not what it should be", record.display()))?;
+    figures.extend(more);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_one_run_are_put_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut figures = Map::new();
+        let stale = folder.path().join("outside.json");
+        std::fs::write(&stale, "old").unwrap();
+        let outside = new_record(folder.path(), "outside.json").unwrap();
+        assert!(!stale.exists());
+        assert!(merge(&mut figures, &outside).is_err(), "there are no figures yet");
+        std::fs::write(&outside, r#"{"map": {"0": {"bytes": 1}}}"#).unwrap();
+        let inside = new_record(folder.path(), "inside.json").unwrap();
+        std::fs::write(&inside, r#"{"conversion": {"4K": 2.5}}"#).unwrap();
+        merge(&mut figures, &outside).unwrap();
+        merge(&mut figures, &inside).unwrap();
+        let expected = serde_json::json!({"map": {"0": {"bytes": 1}}, "conversion": {"4K": 2.5}});
+        assert_eq!(Value::Object(figures), expected);
+    }
+}
