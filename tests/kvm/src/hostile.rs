@@ -25,6 +25,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::requirement::{require, require_caps};
+use crate::trial::ProcessorShutdown;
 use crate::umbra::cgroup::MemoryCgroup;
 use crate::umbra::events::{EventFile, Statistics};
 use crate::umbra::process::{Lines, Running};
@@ -139,7 +140,8 @@ impl HostileGuest {
     pub fn comes_up(&mut self) -> anyhow::Result<u64> {
         let line = self.next_line()?;
         let mask = line.strip_prefix(program::BANNER).and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-        let mask = mask.with_context(|| format!("the guest came up with {line:?}"))?;
+        let mask = mask.with_context(|| format!("the guest came up with {line:?}"));
+        let mask = mask.map_err(|error| self.explained(error))?;
         // Its launch left much behind.
         self.settles()?;
         Ok(mask)
@@ -162,13 +164,23 @@ impl HostileGuest {
         self.c_bit_mask
     }
 
+    /// An error, and whether it came of a processor that shut down by itself: then KVM has reset it.
+    fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        let said = self.umbra.stderr();
+        if ["triple fault; rip 0xfff0", "stopped at 0xfff0: it crashed"].iter().any(|sign| said.contains(sign)) {
+            return error.context(ProcessorShutdown);
+        }
+        error
+    }
+
     fn next_line(&mut self) -> anyhow::Result<String> {
         match self.console.next_before(self.deadline) {
             Some(line) => Ok(line),
             None => {
                 let status = self.umbra.try_wait()?;
                 let state = status.map_or_else(|| "still runs".into(), |status| format!("ended with {status}"));
-                Err(anyhow!("the guest says no more; umbra {state}; its standard error: {:?}", self.umbra.stderr()))
+                let said = self.umbra.stderr();
+                Err(self.explained(anyhow!("the guest says no more; umbra {state}; its standard error: {said:?}")))
             }
         }
     }
@@ -179,7 +191,8 @@ impl HostileGuest {
         let line = self.next_line().with_context(step)?;
         let reply = Reply::parse(&line).with_context(step);
         // An answer that is none often means that the guest was reset: umbra says why.
-        reply.with_context(|| format!("umbra's standard error: {:?}", self.umbra.stderr()))
+        let reply = reply.with_context(|| format!("umbra's standard error: {:?}", self.umbra.stderr()));
+        reply.map_err(|error| self.explained(error))
     }
 
     /// Does a task that must not fault.
