@@ -19,6 +19,7 @@ mod exit;
 pub mod faults;
 pub mod kvm;
 pub mod model;
+pub mod observed;
 mod range;
 mod traits;
 

@@ -15,7 +15,6 @@
 //! other in turns, of which there are many. Of 4 KiB, a quarter of all stretches is enough. For larger ones, whose discards
 //! may fall behind up to a limit, a stretch is the whole of RAM.
 
-pub mod recorded;
 pub mod round_trip;
 pub mod subject;
 

@@ -3,7 +3,7 @@
 //! Five test binaries use it. `facts` pins down what the kernel does when it is asked directly, illegal arguments
 //! included: what the rest of the project relies on ([`raw`]). `contracts` goes through the traits of the `hypervisor`
 //! crate, with a guest that touches pages, on KVM and on the model ([`backend`], [`guest`], [`memory`]). `memory_core`
-//! does the same to the memory core of the `vmm` crate ([`recorded`], [`race`]). `hostile` and `command_line` run the
+//! does the same to the memory core of the `vmm` crate ([`race`]). `hostile` and `command_line` run the
 //! `umbra` program itself ([`umbra`]): the one with a guest that does what no guest should ([`hostile`]), the other with
 //! bad arguments.
 //!
@@ -18,7 +18,6 @@ pub mod memory;
 pub mod pattern;
 pub mod race;
 pub mod raw;
-pub mod recorded;
 pub mod requirement;
 pub mod trial;
 pub mod umbra;

@@ -18,21 +18,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use arch::x86_64::private_faults::{ConversionKind, ConversionRequest, Origin};
-use hypervisor::{GpaRange, PAGE_SIZE, PageState};
+use hypervisor::model::allocated;
+use hypervisor::observed::ObservedVm;
+use hypervisor::{Backing, GpaRange, PAGE_SIZE, PageState};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::memory::GuestRam;
 use vmm::memory::guarded::DeviceView;
 
 use crate::guest::Guest;
 use crate::pattern::{LINE, Pattern};
-use crate::recorded::RecordedVm;
 
 /// Who takes part.
 pub struct Race<'a> {
     /// The memory.
     pub ram: &'a GuestRam,
     /// Its backings.
-    pub vm: &'a RecordedVm,
+    pub vm: &'a ObservedVm,
     /// The pages that are raced for.
     pub pages: GpaRange,
     /// How many device threads.
@@ -226,7 +227,8 @@ impl Converter<'_> {
     fn is_left(&self, page: &Page) -> anyhow::Result<()> {
         let (ram, ..) = self.race.ram.layout().locate(page.gpa.start()).context("the page is RAM")?;
         let offset = ram.backing_offset(page.gpa.start());
-        let touched = self.race.vm.shared_allocated()?.iter().any(|run| run.contains(&offset));
+        let shared = self.race.vm.shared().context("there is shared memory")?;
+        let touched = allocated(&Backing::Shared(shared))?.iter().any(|run| run.contains(&offset));
         ensure!(!touched, "access after the flip: the shared side of {} has memory", page.gpa);
         Ok(())
     }

@@ -7,19 +7,19 @@ use std::time::Duration;
 use arch::x86_64::MemoryLayout;
 use hypervisor::PageState::{Private, Shared};
 use hypervisor::faults::{Failure, Operation};
-use hypervisor::model::{ModelHypervisor, ModelVm};
-use hypervisor::{Backing, GpaRange, GuestMemfd, MsrFilter, PAGE_SIZE, PageState, Region, Result, Vcpu, Vm, VmType};
+use hypervisor::model::ModelHypervisor;
+use hypervisor::observed::ObservedVm;
+use hypervisor::{PAGE_SIZE, VmType};
 use vmm::memory::conversion::PIECE;
 use vmm::memory::{ConversionError, GuestRam, RamOptions};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::world::{Kind, World, host, pages};
 
 const MIB: u64 = 1 << 20;
 
-/// A VM whose thread for discards stands still until it is let go.
-struct SlowVm {
-    vm: Arc<ModelVm>,
+/// A VM's discards, whose thread stands still until it is let go.
+#[derive(Default)]
+struct Gate {
     open: Mutex<bool>,
     opened: Condvar,
     /// The thread stands still.
@@ -28,10 +28,19 @@ struct SlowVm {
     discards: Mutex<Vec<(u64, u64, bool)>>,
 }
 
-impl SlowVm {
+impl Gate {
     fn open(&self) {
         *self.open.lock().unwrap() = true;
         self.opened.notify_all();
+    }
+
+    fn pass(&self, offset: u64, size: u64) {
+        let behind = std::thread::current().name() == Some("discard");
+        if behind {
+            self.arrived.store(true, Ordering::Relaxed);
+            drop(self.opened.wait_while(self.open.lock().unwrap(), |open| !*open).unwrap());
+        }
+        self.discards.lock().unwrap().push((offset, size, behind));
     }
 
     /// Discards since this was last asked: offset, size, and whether the thread for discards did it.
@@ -40,61 +49,18 @@ impl SlowVm {
     }
 }
 
-impl Vm for SlowVm {
-    fn discard(&self, backing: &Backing, offset: u64, size: u64) -> Result<()> {
-        let behind = std::thread::current().name() == Some("discard");
-        if behind {
-            self.arrived.store(true, Ordering::Relaxed);
-            drop(self.opened.wait_while(self.open.lock().unwrap(), |open| !*open).unwrap());
-        }
-        self.discards.lock().unwrap().push((offset, size, behind));
-        self.vm.discard(backing, offset, size)
-    }
-    fn create_irqchip(&self) -> Result<()> {
-        self.vm.create_irqchip()
-    }
-    fn create_vcpu(&self, id: u8) -> Result<Box<dyn Vcpu>> {
-        self.vm.create_vcpu(id)
-    }
-    fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
-        self.vm.register_irqfd(event, gsi)
-    }
-    fn exit_on_map_gpa_range(&self) -> Result<()> {
-        self.vm.exit_on_map_gpa_range()
-    }
-    fn filter_msrs(&self, filter: &[MsrFilter]) -> Result<()> {
-        self.vm.filter_msrs(filter)
-    }
-    fn create_guest_memfd(&self, size: u64) -> Result<Arc<GuestMemfd>> {
-        self.vm.create_guest_memfd(size)
-    }
-    fn add_region(&self, slot: u32, region: &Region) -> Result<()> {
-        self.vm.add_region(slot, region)
-    }
-    fn remove_region(&self, slot: u32) -> Result<()> {
-        self.vm.remove_region(slot)
-    }
-    fn set_attribute(&self, range: GpaRange, state: PageState) -> Result<()> {
-        self.vm.set_attribute(range, state)
-    }
-}
-
-fn guest(size: u64, options: RamOptions) -> (Arc<SlowVm>, GuestRam) {
+fn guest(size: u64, options: RamOptions) -> (Arc<Gate>, GuestRam) {
+    let gate = Arc::new(Gate::default());
+    let passing = gate.clone();
     let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
-    let vm = Arc::new(SlowVm {
-        vm,
-        open: Mutex::new(false),
-        opened: Condvar::new(),
-        arrived: AtomicBool::new(false),
-        discards: Mutex::default(),
-    });
+    let vm = ObservedVm::with_discards(vm, Box::new(move |_, offset, size| passing.pass(offset, size)));
     let layout = MemoryLayout::one_alias(size, 46).unwrap();
-    let ram = GuestRam::new(vm.clone(), layout, options).unwrap();
-    (vm, ram)
+    let ram = GuestRam::new(vm, layout, options).unwrap();
+    (gate, ram)
 }
 
-/// Opens the VM when the test ends, however it does, so that memory can be dropped.
-struct Opening<'a>(&'a SlowVm);
+/// Opens the gate when the test ends, however it does, so that memory can be dropped.
+struct Opening<'a>(&'a Gate);
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {

@@ -7,13 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use arch::x86_64::MemoryLayout;
 use arch::x86_64::private_faults::{ConversionRequest, Origin};
+use hypervisor::observed::ObservedVm;
 use hypervisor::{Backing, GpaRange, GuestMemfd, Hypervisor, PageState, SharedMemory, Vm, VmType};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mm::{Advice, madvise};
 use vm_memory::VolatileMemory;
 use vmm::memory::{GuestRam, RamOptions};
-
-use super::recorded::RecordedVm;
 
 /// Who converts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +31,7 @@ const NAP: Duration = Duration::from_micros(200);
 
 /// The VM. Its RAM has one alias with two backings, whose attribute follows the state.
 pub struct Subject {
-    vm: Arc<RecordedVm>,
+    vm: Arc<ObservedVm>,
     ram: GuestRam,
     shared: Arc<SharedMemory>,
     private: Arc<GuestMemfd>,
@@ -44,9 +43,10 @@ impl Subject {
     /// # Errors
     /// A host that lacks such VMs, or memory for one.
     pub fn new(hypervisor: &dyn Hypervisor, size: u64) -> Result<Self> {
-        let vm = RecordedVm::new(hypervisor.create_vm(VmType::SwProtected)?);
+        let vm = ObservedVm::new(hypervisor.create_vm(VmType::SwProtected)?);
         let ram = GuestRam::new(vm.clone(), MemoryLayout::one_alias(size, ADDRESS_BITS)?, RamOptions::default())?;
-        let (shared, private) = vm.backings()?;
+        let shared = vm.shared().context("there is no shared memory")?;
+        let private = vm.private().context("there is no private memory")?;
         Ok(Self { vm, ram, shared, private })
     }
 

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use arch::x86_64::private_faults::{ConversionKind, ConversionRequest, Origin};
 use arch::x86_64::{Isolation, MemoryLayout};
-use hypervisor::{GpaRange, PAGE_SIZE, PageState};
+use hypervisor::model::allocated;
+use hypervisor::observed::ObservedVm;
+use hypervisor::{Backing, GpaRange, PAGE_SIZE, PageState};
 use kvm_tests::backend::{Backend, TestVm};
 use kvm_tests::guest::Guest;
-use kvm_tests::recorded::RecordedVm;
 use vmm::memory::{ConversionError, GuestRam, RamOptions};
 
 /// Slots of guests' code, behind all that memory takes.
@@ -15,7 +17,7 @@ const GUEST_SLOT: u32 = 16;
 
 /// The VM.
 pub struct Bed {
-    pub vm: Arc<RecordedVm>,
+    pub vm: Arc<ObservedVm>,
     pub ram: Arc<GuestRam>,
     test_vm: TestVm,
 }
@@ -33,7 +35,7 @@ impl Bed {
 
     fn new(backend: &Backend, layout: MemoryLayout, options: RamOptions) -> anyhow::Result<Self> {
         let test_vm = backend.create_private_vm()?;
-        let vm = RecordedVm::new(test_vm.vm().clone());
+        let vm = ObservedVm::new(test_vm.vm().clone());
         let ram = Arc::new(GuestRam::new(vm.clone(), layout, options)?);
         Ok(Self { vm, ram, test_vm })
     }
@@ -58,7 +60,8 @@ impl Bed {
     /// Whether the shared side of a page has memory of the host's.
     pub fn has_shared_memory(&self, gpa: u64) -> anyhow::Result<bool> {
         let offset = self.ram.layout().locate(gpa).map(|(ram, _, own)| ram.backing_offset(own));
-        let runs = self.vm.shared_allocated()?;
+        let shared = self.vm.shared().context("there is shared memory")?;
+        let runs = allocated(&Backing::Shared(shared))?;
         Ok(offset.is_some_and(|offset| runs.iter().any(|run| run.contains(&offset))))
     }
 }

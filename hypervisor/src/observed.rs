@@ -1,68 +1,89 @@
-//! A VM that remembers its regions, so that a test can look at backings that their owner keeps to itself.
+//! A VM that lets one look: at the backings of its regions, which their owner keeps to itself, and at its discards. For
+//! tests and benchmarks of whatever stands on a [`Vm`]; everything else passes through.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context;
-use hypervisor::model::allocated;
-use hypervisor::{Backing, GpaRange, GuestMemfd, MsrFilter, PageState, Region, Result, SharedMemory, Vcpu, Vm};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::{Backing, GpaRange, GuestMemfd, MsrFilter, PageState, Region, Result, SharedMemory, Vcpu, Vm};
+
+/// Told of a discard before it is made, on the thread that makes it: backing, offset and size in bytes.
+pub type DiscardObserver = dyn Fn(&Backing, u64, u64) + Send + Sync;
+
 /// The VM.
-pub struct RecordedVm {
+pub struct ObservedVm {
     vm: Arc<dyn Vm>,
     regions: Mutex<Vec<Region>>,
+    discards: Box<DiscardObserver>,
 }
 
-impl RecordedVm {
-    /// Passes everything on to `vm`.
+impl ObservedVm {
+    /// Remembers the regions of `vm`.
     pub fn new(vm: Arc<dyn Vm>) -> Arc<Self> {
-        Arc::new(Self { vm, regions: Mutex::default() })
+        Self::with_discards(vm, Box::new(|_, _, _| {}))
+    }
+
+    /// The same, and tells of each discard.
+    pub fn with_discards(vm: Arc<dyn Vm>, discards: Box<DiscardObserver>) -> Arc<Self> {
+        Arc::new(Self { vm, regions: Mutex::default(), discards })
     }
 
     /// The shared memory of the first region that has any.
-    pub fn shared(&self) -> anyhow::Result<Arc<SharedMemory>> {
-        let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = regions.iter().find_map(|region| region.shared.as_ref());
-        Ok(shared.context("no region has shared memory")?.backing.clone())
+    pub fn shared(&self) -> Option<Arc<SharedMemory>> {
+        self.first(|region| Some(region.shared.as_ref()?.backing.clone()))
     }
 
-    /// Bytes of that shared memory that have memory of the host's behind them.
-    pub fn shared_allocated(&self) -> anyhow::Result<Vec<std::ops::Range<u64>>> {
-        Ok(allocated(&Backing::Shared(self.shared()?))?)
+    /// The private memory of the first region that has any.
+    pub fn private(&self) -> Option<Arc<GuestMemfd>> {
+        self.first(|region| Some(region.private.as_ref()?.backing.clone()))
+    }
+
+    fn first<T>(&self, of: impl Fn(&Region) -> Option<T>) -> Option<T> {
+        self.regions.lock().unwrap_or_else(PoisonError::into_inner).iter().find_map(of)
     }
 }
 
-impl Vm for RecordedVm {
+impl Vm for ObservedVm {
     fn create_irqchip(&self) -> Result<()> {
         self.vm.create_irqchip()
     }
+
     fn create_vcpu(&self, id: u8) -> Result<Box<dyn Vcpu>> {
         self.vm.create_vcpu(id)
     }
+
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
         self.vm.register_irqfd(event, gsi)
     }
+
     fn exit_on_map_gpa_range(&self) -> Result<()> {
         self.vm.exit_on_map_gpa_range()
     }
+
     fn filter_msrs(&self, filter: &[MsrFilter]) -> Result<()> {
         self.vm.filter_msrs(filter)
     }
+
     fn create_guest_memfd(&self, size: u64) -> Result<Arc<GuestMemfd>> {
         self.vm.create_guest_memfd(size)
     }
+
     fn add_region(&self, slot: u32, region: &Region) -> Result<()> {
         self.vm.add_region(slot, region)?;
         self.regions.lock().unwrap_or_else(PoisonError::into_inner).push(region.clone());
         Ok(())
     }
+
     fn remove_region(&self, slot: u32) -> Result<()> {
         self.vm.remove_region(slot)
     }
+
     fn set_attribute(&self, range: GpaRange, state: PageState) -> Result<()> {
         self.vm.set_attribute(range, state)
     }
+
     fn discard(&self, backing: &Backing, offset: u64, size: u64) -> Result<()> {
+        (self.discards)(backing, offset, size);
         self.vm.discard(backing, offset, size)
     }
 }
