@@ -81,12 +81,12 @@ mod tests {
         figures.add("map.1000000.bytes", Sample::of([33_554_432.0]));
         figures.add("access.read.4096.held_ratio", Sample::of([]));
         let expected = "\
-figure                        median     middle half   at most
-access.read.8.held_ratio       0.710  0.700 to 0.710     0.600  MISS
-access.write.8.held_ratio      0.600  0.500 to 0.600     0.600  pass
-map.0.set_all_ns             14.2 ms
-map.1000000.bytes           32.0 MiB                  64.0 MiB  pass
-access.read.4096.held_ratio      NaN                     1.050  MISS
+figure                         median     middle half   at most
+access.read.8.held_ratio        0.710  0.700 to 0.710     0.600  MISS
+access.write.8.held_ratio       0.600  0.500 to 0.600     0.600  pass
+map.0.set_all_ns              14.2 ms
+map.1000000.bytes            32.0 MiB                  64.0 MiB  pass
+access.read.4096.held_ratio       NaN                     1.050  MISS
 
 2 of 4 figures with a target meet it; missed: access.read.8.held_ratio, access.read.4096.held_ratio
 ";
