@@ -217,6 +217,12 @@ impl RamRange {
         self.offset + (gpa - self.gpa.start())
     }
 
+    /// Whether the guest reaches the shared backing whatever the state of its pages, as it does in low memory.
+    pub fn shared_stays_open(&self) -> bool {
+        let open = AttributeRule::Fixed(PageState::Shared);
+        self.aliases.iter().any(|alias| alias.shared && alias.attribute == open)
+    }
+
     /// What a conversion of `part`, which lies in this range, to the state `to` consists of, in order.
     ///
     /// # Errors

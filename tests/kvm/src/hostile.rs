@@ -25,7 +25,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::requirement::{require, require_caps};
-use crate::trial::ProcessorShutdown;
+use crate::trial::ProcessorFailure;
 use crate::umbra::cgroup::MemoryCgroup;
 use crate::umbra::events::{EventFile, Statistics};
 use crate::umbra::process::{Lines, Running};
@@ -36,7 +36,7 @@ pub use image::{vmlinux, vmlinux_for};
 
 /// How long a guest may live, from the start of `umbra` to its end. Most need less than two seconds, unless
 /// much else runs.
-const LIFE: Duration = Duration::from_secs(240);
+const LIFE: Duration = Duration::from_secs(150);
 
 /// Vector of a general protection fault.
 const GENERAL_PROTECTION: u64 = 13;
@@ -168,7 +168,7 @@ impl HostileGuest {
     fn explained(&self, error: anyhow::Error) -> anyhow::Error {
         let said = self.umbra.stderr();
         if ["triple fault; rip 0xfff0", "stopped at 0xfff0: it crashed"].iter().any(|sign| said.contains(sign)) {
-            return error.context(ProcessorShutdown);
+            return error.context(ProcessorFailure);
         }
         error
     }
@@ -180,7 +180,8 @@ impl HostileGuest {
                 let status = self.umbra.try_wait()?;
                 let state = status.map_or_else(|| "still runs".into(), |status| format!("ended with {status}"));
                 let said = self.umbra.stderr();
-                Err(self.explained(anyhow!("the guest says no more; umbra {state}; its standard error: {said:?}")))
+                let error = anyhow!("the guest says no more; umbra {state}; its standard error: {said:?}");
+                Err(if status.is_none() { error.context(ProcessorFailure) } else { self.explained(error) })
             }
         }
     }

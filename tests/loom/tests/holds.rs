@@ -80,5 +80,5 @@ fn state_beside_another_conversion() {
 
 #[test]
 fn runs_while_a_conversion_is_given_up() {
-    check_with(Some(2), scenarios::runs_while_a_conversion_is_given_up);
+    check_with(Some(3), scenarios::runs_while_a_conversion_is_given_up);
 }

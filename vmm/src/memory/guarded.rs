@@ -13,6 +13,7 @@
 //! ```
 //!
 //! * [`StatePlane`] is the attribute map: one bit a page, which devices test. Its only [`Writer`] changes it.
+//!   [`AttributeMap`] asks it by guest address.
 //! * [`Guards`] are the slots in which devices publish what they touch, a cache line for each [`GuardHandle`], and the
 //!   [`Pin`]s of what they touch for long.
 //! * [`Quiesce`] waits for the guards and pins on revoked pages, and for no others.
@@ -60,7 +61,7 @@
 //! | a conversion | its words, a fence, one look at each device's line |
 //! | the map | 32 MiB for 1 TiB of RAM |
 //!
-//! `cargo run --release -p bench` measures it.
+//! `cargo lab bench access map` measures it: docs/performance.md.
 //!
 //! # Example
 //!

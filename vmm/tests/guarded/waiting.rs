@@ -129,6 +129,17 @@ fn not_for_a_device_that_is_gone_nor_for_one_that_is_refused() {
 }
 
 #[test]
+fn for_a_guard_that_was_forgotten_until_its_device_is_gone() {
+    let mut memory = memory();
+    for forgotten in [1, 100] {
+        let view = memory.device.view("device");
+        (0..forgotten).for_each(|_| std::mem::forget(slice(&view, 3)));
+        waits_until(&mut memory, 3, move || drop(view));
+        memory.writer.share(pages(3, 4)).unwrap();
+    }
+}
+
+#[test]
 fn a_long_wait_is_reported_each_second_and_can_be_given_up() {
     for by_pin in [false, true] {
         let mut memory = memory();

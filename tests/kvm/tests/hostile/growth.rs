@@ -55,12 +55,14 @@ fn back_and_forth() -> anyhow::Result<()> {
 
 /// At least 10,000 conversions over all of RAM, which the guest touches in either state; sampled all the while.
 fn storm() -> anyhow::Result<()> {
-    const RAM: u64 = 512 * MIB;
-    /// Pages at a time, and how many MiB of RAM: of each size a few thousand conversions.
-    const ROUNDS: [(u64, u64); 4] = [(1, 10), (16, 96), (64, 256), (512, 494)];
+    const RAM: u64 = 128 * MIB;
+    /// Almost all of it, in MiB.
+    const ALL: u64 = 111;
+    /// Pages at a time, and how many MiB of RAM. Larger pieces would be held back for a while, up to 8 MiB of them.
+    const ROUNDS: [(u64, u64); 3] = [(1, 12), (16, ALL), (63, ALL)];
     let cgroup = MemoryCgroup::new()?;
-    let mut guest = HostileGuest::boot_with(&Boot { memory: "512M", cgroup: Some(&cgroup), ..Boot::default() })?;
-    guest.touches(Private, GpaRange::new(17 * MIB, 495 * MIB)?, SECRET)?;
+    let mut guest = HostileGuest::boot_with(&Boot { memory: "128M", cgroup: Some(&cgroup), ..Boot::default() })?;
+    guest.touches(Private, GpaRange::new(17 * MIB, ALL * MIB)?, SECRET)?;
     let before = guest.statistics()?.conversions_explicit;
     let end = AtomicBool::new(false);
     let (result, peak) = std::thread::scope(|scope| {
@@ -86,7 +88,7 @@ fn storm() -> anyhow::Result<()> {
     println!("a storm of {conversions} conversions: at its peak the guest held {ratio:.4} times its RAM");
     ensure!(conversions >= 10_000, "that was no storm: {conversions} conversions");
     ensure!(ratio <= 1.03, "the guest held {peak} bytes, {ratio:.4} times its RAM");
-    ensure!(ratio >= 0.9, "the guest held {peak} bytes only, so all of its RAM was not touched");
+    ensure!(ratio >= 0.85, "the guest held {peak} bytes only, so all of its RAM was not touched");
     finish(guest)
 }
 

@@ -49,7 +49,13 @@ impl GuestRam {
         };
         drop(ledger);
         self.conversion_ended.notify_all();
-        self.discards.settle(result?);
+        let debt = result?;
+        if piece.ram.shared_stays_open() {
+            // What the guest writes there from now on must not be discarded.
+            self.discards.settle_now(debt);
+        } else {
+            self.discards.settle(debt);
+        }
         Ok(Some(piece.pages))
     }
 

@@ -137,3 +137,41 @@ impl fmt::Debug for Pin {
         f.debug_struct("Pin").field("pinned", &self.pinned).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::super::quiesce::WaitForGuards;
+    use super::*;
+    use hypervisor::PAGE_SIZE;
+
+    #[test]
+    fn a_refused_guard_leaves_nothing_behind() {
+        let (plane, mut writer) = StatePlane::new(2 * PAGE_SIZE, 1).unwrap();
+        let guards = Guards::new(plane);
+        let (page, both) = (PageRange::new(1, 2).unwrap(), PageRange::new(0, 2).unwrap());
+        let handle = guards.handle("device");
+        for way in 0..4 {
+            let revoked = writer.revoke(page).unwrap();
+            match way {
+                0 => assert!(handle.guard_quickly(both).is_none()),
+                1 => assert_eq!(handle.guard(both).unwrap_err(), Refused { page: 1 }),
+                2 => assert_eq!(handle.guard_long(both).unwrap_err(), Refused { page: 1 }),
+                _ => assert_eq!(guards.pin(&[both], handle.owner()).unwrap_err(), Refused { page: 1 }),
+            }
+            let quiesced = revoked.quiesce(&WaitForGuards, &guards, &mut |_| ControlFlow::Break(()));
+            writer.restore(quiesced.unwrap());
+        }
+    }
+
+    #[test]
+    fn a_handle_that_is_gone_is_looked_at_no_more() {
+        let (plane, _writer) = StatePlane::new(PAGE_SIZE, 1).unwrap();
+        let guards = Guards::new(plane.clone());
+        let handles: Vec<_> = (0..3).map(|_| guards.handle("device")).collect();
+        assert_eq!(plane.registry.lines.read().unwrap().len(), 3);
+        drop(handles);
+        assert_eq!(plane.registry.lines.read().unwrap().len(), 0);
+    }
+}

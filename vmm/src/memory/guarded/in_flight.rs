@@ -1,11 +1,9 @@
 //! The conversions to private that are in flight: begun, and neither committed nor undone.
 //!
 //! Their pages are refused to devices already, and still shared. One slot each, written by the one writer, read by
-//! anybody without waiting. Every change of a slot is preceded by a new version and followed by another one:
-//!
-//! * A reader who finds the same version before and after has seen refused bits and slots that belong together.
-//! * Slots that were read at a settled version may be kept for as long as the version stays; other slots may not, since
-//!   the change that was under way may show later.
+//! anybody without waiting. Every change of a slot is preceded by a new version and followed by another one, so a reader
+//! who finds the same version before and after has seen refused bits and slots that belong together, and may keep the
+//! slots for as long as the version stays.
 
 use super::pages::PageRange;
 use super::sync::{AtomicU64, order};
@@ -14,7 +12,7 @@ use super::sync::{AtomicU64, order};
 const COUNT_BITS: u32 = 16;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 
-/// What a version grows by. An odd number of times: a change of a slot is under way.
+/// What a version grows by.
 const STEP: u64 = 1 << COUNT_BITS;
 
 /// The most slots that there can be.
@@ -38,11 +36,6 @@ impl InFlight {
     #[inline]
     pub(super) fn version(&self) -> u64 {
         self.version.load(order::read())
-    }
-
-    /// Whether no change of a slot was under way at this version.
-    pub(super) fn is_settled(version: u64) -> bool {
-        version & STEP == 0
     }
 
     /// The conversions in flight. Exact if the version is this one afterwards, too.

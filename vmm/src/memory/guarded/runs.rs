@@ -2,7 +2,6 @@
 
 use hypervisor::PageState;
 
-use super::in_flight::InFlight;
 use super::pages::{MAX_PAGES, PageRange};
 use super::state_plane::{StatePlane, WORD, mask};
 
@@ -23,7 +22,8 @@ pub(super) struct Runs<'a> {
     next: u64,
     end: u64,
     /// The conversions in flight, and the version that they are of.
-    snapshot: Option<(u64, Vec<PageRange>)>,
+    in_flight: Vec<PageRange>,
+    version: Option<u64>,
 }
 
 /// The states of the pages of one word, as they were at one moment.
@@ -57,26 +57,23 @@ impl Word {
 impl<'a> Runs<'a> {
     /// The runs of the pages of a range that the map has.
     pub(super) fn new(plane: &'a StatePlane, range: PageRange) -> Self {
-        Self { plane, next: range.first(), end: range.end().min(plane.pages()), snapshot: None }
+        let (next, end) = (range.first(), range.end().min(plane.pages()));
+        Self { plane, next, end, in_flight: Vec::new(), version: None }
     }
 
     /// The word that holds a page.
     fn word(&mut self, page: u64) -> Word {
         loop {
             let version = self.plane.in_flight.version();
-            let mut fresh = Vec::new();
-            let ranges = match &mut self.snapshot {
-                Some((known, ranges)) if *known == version => ranges,
-                snapshot => {
-                    fresh.extend(self.plane.in_flight.ranges(version));
-                    if InFlight::is_settled(version) { &mut snapshot.insert((version, fresh)).1 } else { &mut fresh }
-                }
-            };
+            if self.version != Some(version) {
+                self.in_flight = self.plane.in_flight.ranges(version).collect();
+                self.version = Some(version);
+            }
             let refused = self.plane.word(page);
             let mut converting = 0;
             let start = page / WORD * WORD;
             if let Some(word) = PageRange::new(start, (start + WORD).min(MAX_PAGES)) {
-                for range in ranges.iter().filter_map(|range| range.intersection(word)) {
+                for range in self.in_flight.iter().filter_map(|range| range.intersection(word)) {
                     converting |= mask(range.first() - start, range.count());
                 }
             }
