@@ -41,6 +41,17 @@ pub struct Job {
     pub time_limit: Duration,
     /// What the command's input and output are.
     pub terminal: Terminal,
+    /// How a nested host's two processors are emulated.
+    pub emulation: Emulation,
+}
+
+/// How a nested host's two processors are emulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emulation {
+    /// With a thread for each: faster, but guests of the nested host now and then misread their memory.
+    Parallel,
+    /// With one thread for both.
+    OneThread,
 }
 
 /// What the input and the output of a job are.

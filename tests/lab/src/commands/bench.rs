@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use serde_json::{Map, Value};
 
 use super::test::build;
-use crate::machine::{Job, Machine, Terminal};
+use crate::machine::{Emulation, Job, Machine, Terminal};
 use crate::options::Options;
 use crate::process::Family;
 use crate::workspace;
@@ -87,6 +87,7 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
             out,
             time_limit: options.time_limit(CONVERSION_LIMIT),
             terminal: Terminal::Stream,
+            emulation: Emulation::Parallel,
         };
         let status = machine.run(&job)?;
         ensure!(status == 0, "the benchmarks inside failed: exit status {status}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::machine::{Job, Machine, Terminal};
+use crate::machine::{Emulation, Job, Machine, Terminal};
 use crate::options::Options;
 use crate::process::Family;
 use crate::workspace;
@@ -129,6 +129,7 @@ fn run_program(program: &Artifact, umbra: &Path, args: &Args, options: &Options,
         out,
         time_limit: options.time_limit(PROGRAM_LIMIT),
         terminal: Terminal::Stream,
+        emulation: Emulation::OneThread,
     };
     if record.exists() {
         std::fs::remove_file(&record).with_context(|| format!("cannot remove {}", record.display()))?;

@@ -93,6 +93,7 @@ mod tests {
             out: std::env::temp_dir(),
             time_limit: Duration::from_secs(60),
             terminal: Terminal::Stream,
+            emulation: crate::machine::Emulation::Parallel,
         }
     }
 

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::Emulation;
 use crate::packages::{Gives, Package};
 
 /// The program and its package.
@@ -50,6 +51,8 @@ pub struct Configuration<'a> {
     pub console: &'a Path,
     /// Its memory.
     pub memory_mib: u64,
+    /// How its processors are emulated.
+    pub emulation: Emulation,
     /// Folders.
     pub shares: &'a [Share<'a>],
     /// Streams.
@@ -66,9 +69,11 @@ impl Configuration<'_> {
     pub fn command(&self) -> Command {
         let mut command = Command::new(PROGRAM);
         command.args(["-name", "umbra-lab", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        // One thread emulates both processors. With one for each, guests of the nested host now and then misread their memory,
-        // and QEMU 7.2 itself has crashed; tests take as long either way.
-        command.args(["-accel", "tcg,thread=single", "-cpu", PROCESSOR, "-smp", "2"]);
+        let accelerator = match self.emulation {
+            Emulation::Parallel => "tcg,thread=multi",
+            Emulation::OneThread => "tcg,thread=single",
+        };
+        command.args(["-accel", accelerator, "-cpu", PROCESSOR, "-smp", "2"]);
         command.arg("-m").arg(self.memory_mib.to_string());
         command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
         let quiet = if self.verbose { "" } else { " quiet" };
@@ -158,6 +163,7 @@ mod tests {
             initramfs: Path::new("i"),
             console: Path::new("c"),
             memory_mib: 2048,
+            emulation: Emulation::Parallel,
             shares: &shares,
             channels: &[Channel { name: TERMINAL, socket: 5 }],
             verbose: false,
