@@ -6,9 +6,9 @@ use crate::requirement::Unavailable;
 
 /// The guest's processor shut down (a triple fault), or went on for ever, where nothing that the guest did explains it.
 ///
-/// Emulated processors do so once in some thousand guests, on busy machines: they misread the guest's memory, its page
-/// tables for instance, right after the guest was entered (QEMU 7.2's emulation of nested paging; docs/lab.md). Real ones
-/// don't.
+/// On the nested host that happened once in some hundreds of guests: right after a guest was entered, a walk of page tables
+/// that it had used all along found an entry absent. QEMU's emulation is suspected; the cause has not been found
+/// (docs/lab.md).
 #[derive(Debug, thiserror::Error)]
 #[error("the guest's processor shut down or went silent")]
 pub struct ProcessorFailure;

@@ -48,7 +48,7 @@ pub struct Job {
 /// How a nested host's two processors are emulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Emulation {
-    /// With a thread for each: faster, but guests of the nested host now and then misread their memory.
+    /// With a thread for each: what guests of the nested host have failed with now and then (docs/lab.md).
     Parallel,
     /// With one thread for both.
     OneThread,
