@@ -79,23 +79,11 @@ impl VmConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hypervisor::VmType;
+    use hypervisor::model::ModelHypervisor;
+    use hypervisor::{Hypervisor, VmType};
 
     fn caps(vm_types: &[VmType]) -> MemoryCaps {
-        MemoryCaps {
-            vm_types: vm_types.to_vec(),
-            user_memory2: true,
-            guest_memfd: true,
-            guest_memfd_flags: 0,
-            memory_attributes: true,
-            memory_fault_info: true,
-            exit_hypercall: true,
-            pre_fault: true,
-            user_space_msr: true,
-            msr_filter: true,
-            amd_processor: true,
-            max_regions: 32,
-        }
+        MemoryCaps { vm_types: vm_types.to_vec(), ..ModelHypervisor::new().caps().clone() }
     }
 
     fn config(isolation: Option<Isolation>, unmappable: Option<bool>) -> VmConfig {
