@@ -1,7 +1,8 @@
 //! The ledger: everything that changes together with KVM's attributes, under one lock.
 //!
 //! KVM sets attributes one call at a time, so one lock for setting them and publishing the new state costs nothing more.
-//! Nobody waits for a device, or discards, while holding it.
+//! Nobody waits for a device, or discards, while holding it. A kernel that finds a page pinned for a moment is asked again for
+//! up to 16 ms.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
