@@ -140,11 +140,13 @@ impl GuestRam {
     }
 
     fn wait_for_turn(&self, kind: ConversionKind) -> Result<(), ConversionError> {
-        let now = Instant::now();
         let turn = match self.policy.load().rule(kind) {
             Rule::Allow => return Ok(()),
             Rule::Refuse => return Err(ConversionError::Refused { kind }),
-            Rule::Limit { per_second } => now + self.turns.take(kind, per_second, now),
+            Rule::Limit { per_second } => {
+                let now = Instant::now();
+                now + self.turns.take(kind, per_second, now)
+            }
         };
         loop {
             let left = turn.saturating_duration_since(Instant::now());
@@ -160,21 +162,29 @@ impl GuestRam {
 
     /// Returns whether any page changed.
     fn convert_range(&self, range: GpaRange, to: PageState) -> Result<bool, ConversionError> {
-        let mut changed = false;
-        if to == PageState::Private {
-            if !self.layout.converts() {
-                return Err(ConversionError::NotConvertible { range });
-            }
-            // All of it is refused, not only the piece with the lent page.
-            self.running_ledger()?.lent.check(range)?;
+        if to == PageState::Private && !self.layout.converts() {
+            return Err(ConversionError::NotConvertible { range });
         }
+        self.check_backlog(range)?;
+        let ledger = self.running_ledger()?;
+        if to == PageState::Private {
+            // All of it is refused, not only the piece with the lent page.
+            ledger.lent.check(range)?;
+        }
+        let (mut first, mut changed) = (Some(ledger), false);
         for (ram, part) in self.layout.split(range) {
             let mut rest = PageRange::touched(ram.backing_offset(part.start()), part.len());
             while let Some(pages) = rest {
-                self.discards.check_limit().map_err(|source| ConversionError::Owed { range, source })?;
+                let ledger = match first.take() {
+                    Some(ledger) => ledger,
+                    None => {
+                        self.check_backlog(range)?;
+                        self.running_ledger()?
+                    }
+                };
                 let converted = match to {
-                    PageState::Private => self.next_to_private(ram, pages)?,
-                    PageState::Shared => self.next_to_shared(ram, pages)?,
+                    PageState::Private => self.next_to_private(ledger, ram, pages)?,
+                    PageState::Shared => self.next_to_shared(ledger, ram, pages)?,
                 };
                 let Some(converted) = converted else {
                     // All of it is so, unless a conversion that made it so is undone yet.
@@ -190,13 +200,17 @@ impl GuestRam {
         Ok(changed)
     }
 
+    fn check_backlog(&self, range: GpaRange) -> Result<(), ConversionError> {
+        self.discards.check_limit().map_err(|source| ConversionError::Owed { range, source })
+    }
+
     /// The first run of pages in this state among these, no longer than a piece may be: a longer one would be measured again
     /// for each of its pieces.
     fn first_run(ledger: &Ledger, pages: PageRange, state: PageState) -> Option<PageRange> {
         let mut first = pages.first();
         while let Some(part) = PageRange::new(first, pages.end().min((first / PIECE_PAGES + 1) * PIECE_PAGES)) {
-            if let Some(run) = ledger.writer.runs(part).find(|run| run.state == state) {
-                return Some(run.pages);
+            if let Some(run) = ledger.writer.first_run(part, state) {
+                return Some(run);
             }
             first = part.end();
         }
