@@ -104,8 +104,10 @@ impl GuestRam {
         if self.is_settled(request.range, request.to) {
             return Ok(false);
         }
-        let result = self.wait_for_turn(request.kind).and_then(|()| self.convert_range(request.range, request.to));
-        self.count(request.kind, result)
+        let turn = self.wait_for_turn(request.kind);
+        let start = Instant::now();
+        let result = turn.and_then(|()| self.convert_range(request.range, request.to));
+        self.count(request.kind, start, result)
     }
 
     /// Makes all of RAM private, once the guest holds in private memory all that it needs. No policy forbids it.
@@ -114,15 +116,21 @@ impl GuestRam {
     /// A conversion that failed; the guest can't go on.
     pub fn make_all_private(&self) -> Result<(), ConversionError> {
         for ram in self.layout.ranges() {
+            let start = Instant::now();
             let result = self.convert_range(ram.gpa, PageState::Private);
-            self.count(ConversionKind::Host, result)?;
+            self.count(ConversionKind::Host, start, result)?;
         }
         Ok(())
     }
 
-    fn count(&self, kind: ConversionKind, result: Result<bool, ConversionError>) -> Result<bool, ConversionError> {
+    fn count(
+        &self,
+        kind: ConversionKind,
+        start: Instant,
+        result: Result<bool, ConversionError>,
+    ) -> Result<bool, ConversionError> {
         match &result {
-            Ok(true) => self.counters.count_conversion(kind),
+            Ok(true) => self.counters.count_conversion(kind, start.elapsed()),
             Ok(false) => {}
             Err(_) => self.counters.count_failure(),
         }
