@@ -5,7 +5,7 @@
 //! queued for a thread of its own, so that they run behind the reply to the guest, as long as no more than the limit is
 //! held back; beyond it, whoever converts settles its own.
 //!
-//! The thread works only when nothing else has been converted or discarded for [`QUIET`]. Beside a conversion it would be
+//! The thread works only when nothing else is being converted or discarded, and was for [`QUIET`]. Beside a conversion it would be
 //! in its way: setting attributes and discarding take the same locks in the kernel, and a guest that converts all of its
 //! memory pays two to six times the price if both go on at once.
 //!
@@ -34,7 +34,7 @@ use super::guarded::PageRange;
 /// Discards of fewer bytes are done at once: to hand them over would cost as much.
 const AT_ONCE: u64 = 256 << 10;
 
-/// How long nobody else must have converted or discarded anything before the thread works: longer than a piece takes.
+/// How long nobody else must have converted or discarded anything before the thread works.
 pub const QUIET: Duration = Duration::from_millis(10);
 
 /// How long the thread waits before it tries again what failed.
@@ -67,6 +67,18 @@ pub struct Debt {
     side: PageState,
 }
 
+/// Somebody is converting or discarding these pages, and the thread had better wait.
+#[must_use = "it is over when this is dropped"]
+pub struct Busy<'a>(Option<&'a AtomicUsize>);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        if let Some(busy) = self.0 {
+            busy.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The discards of one guest.
 pub struct Discards {
     state: Arc<State>,
@@ -82,6 +94,8 @@ struct State {
     owed: Mutex<Owed>,
     /// How many debts there are. Whoever has seen a state that was published has seen the debts of before.
     count: AtomicUsize,
+    /// How many threads are converting or discarding something large at the moment.
+    busy: AtomicUsize,
     /// Something was settled.
     settled: Condvar,
     /// There is work for the thread.
@@ -172,6 +186,7 @@ impl Discards {
             limit,
             owed: Mutex::default(),
             count: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
             settled: Condvar::new(),
             work: Condvar::new(),
             failed,
@@ -194,6 +209,16 @@ impl Discards {
         owed.entries.push(Entry { id, pages, side, stage: Stage::Held, failures: 0 });
         self.state.recount(&owed);
         Debt { id, pages, side }
+    }
+
+    /// Says that these pages are being converted, as far as that keeps the kernel busy.
+    pub fn busy(&self, pages: PageRange) -> Busy<'_> {
+        // What is small is over before the thread would begin.
+        let busy = (pages.bytes() >= AT_ONCE).then_some(&self.state.busy);
+        if let Some(busy) = busy {
+            busy.fetch_add(1, Ordering::Relaxed);
+        }
+        Busy(busy)
     }
 
     /// Gives the pages' memory back, now or soon.
@@ -220,7 +245,9 @@ impl Discards {
 
     /// Gives the pages' memory back now, however much it is: before anybody can use that side again.
     pub fn settle_now(&self, debt: Debt) {
+        let busy = self.busy(debt.pages);
         let result = self.state.discard(debt.pages, debt.side);
+        drop(busy);
         // A failure stays recorded, and is reported there.
         drop(self.state.finish(debt.id, result));
     }
@@ -384,7 +411,7 @@ impl State {
                 continue;
             };
             let now = owed.activity();
-            if now != seen {
+            if now != seen || self.busy.load(Ordering::Relaxed) != 0 {
                 seen = now;
                 self.work.wait_for(&mut owed, QUIET);
                 continue;

@@ -18,6 +18,7 @@ const PINNED_NAP: Duration = Duration::from_millis(1);
 impl GuestRam {
     /// Sets the attribute on each alias of the piece that follows its state. On an error they are as they were.
     pub(super) fn flip(&self, ledger: &mut Ledger, piece: &Piece<'_>, to: PageState) -> Result<(), ConversionError> {
+        let _busy = self.discards.busy(piece.pages);
         for (index, step) in piece.ram.conversion(piece.gpa, to).enumerate() {
             let Step::SetAttribute { range, state } = step.map_err(|source| piece.failed(to, source.into()))? else {
                 continue;
