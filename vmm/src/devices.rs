@@ -4,6 +4,7 @@
 
 pub mod power;
 pub mod serial;
+pub mod virtio;
 
 use arch::x86_64::map::{KEYBOARD_PORT, RESET_PORT, SERIAL_PORT, SERIAL_PORTS, SLEEP_CONTROL_PORT};
 use power::PowerRequest;

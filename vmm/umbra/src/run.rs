@@ -8,7 +8,7 @@ use anyhow::Context;
 use hypervisor::kvm::KvmHypervisor;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use vmm::config::{MemoryConfig, SerialConfig, VmConfig};
+use vmm::config::{ConsoleConfig, CpusConfig, MemoryConfig, SerialConfig, VmConfig};
 use vmm::console::Output;
 use vmm::events::EventMonitor;
 use vmm::machine::MachineHandle;
@@ -82,6 +82,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         isolation: args.platform.isolation,
         conversions: args.conversions,
         serial: args.serial.clone(),
+        cpus: CpusConfig { boot: 1 },
+        console: ConsoleConfig::Off,
+        rng: None,
+        disks: Vec::new(),
+        nets: Vec::new(),
+        vsock: None,
+        balloon: None,
     };
     // Caught from here on, acted upon once there is a machine.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context("cannot handle signals")?;
