@@ -1,0 +1,17 @@
+//! Devices, as Debian's kernel finds and uses them.
+
+mod entropy;
+
+use std::process::ExitCode;
+
+use kvm_tests::trial::trial;
+use libtest_mimic::Arguments;
+
+/// A named test.
+type Test = (&'static str, fn() -> anyhow::Result<()>);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = [entropy::TESTS].into_iter().flatten().map(|(name, test)| trial(name, *test)).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
