@@ -93,6 +93,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A device can't be what its configuration says.
+    #[error("{device}: {problem}")]
+    Device {
+        /// The device, by what it is and what it works on: "disk /images/debian.raw".
+        device: String,
+        /// What is wrong, and what to do about it.
+        problem: String,
+    },
     /// A vCPU stopped for a reason that nothing can be done about.
     #[error("vCPU {id} stopped at {rip:#x}: {reason}")]
     Vcpu {

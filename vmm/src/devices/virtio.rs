@@ -9,6 +9,10 @@
 //! * A descriptor that names private memory is an error of that one request, counted and reported, and the device goes on.
 //! * After [`VirtioDevice::deactivate`] and after [`VirtioDevice::pause`] no thread of the device touches guest memory.
 
+pub mod block;
+pub mod buffers;
+pub mod counter;
+pub mod ring;
 pub mod worker;
 
 use std::os::fd::OwnedFd;
@@ -100,4 +104,11 @@ pub struct ActivateError {
     /// The system's reason.
     #[source]
     pub source: std::io::Error,
+}
+
+/// Reads bytes of a configuration, for [`VirtioDevice::read_config`].
+pub(crate) fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(config.len());
+    let count = data.len().min(config.len() - start);
+    data[..count].copy_from_slice(&config[start..start + count]);
 }
