@@ -29,10 +29,7 @@ impl<'v> Buffers<'v> {
     ///
     /// # Errors
     /// The refusal of the first that is not shared memory.
-    pub fn guard(
-        view: &'v DeviceView,
-        ranges: impl Iterator<Item = (GuestAddress, usize)>,
-    ) -> GuestMemoryResult<Self> {
+    pub fn guard(view: &'v DeviceView, ranges: impl Iterator<Item = (GuestAddress, usize)>) -> GuestMemoryResult<Self> {
         let mut slices = Vec::new();
         for (gpa, size) in ranges {
             for slice in view.get_slices(gpa, size, Permissions::ReadWrite)? {

@@ -52,8 +52,7 @@ impl Image {
         let path = &config.path;
         let failed =
             |operation| move |source| Error::File { operation, role: "disk image", path: path.clone(), source };
-        let bad =
-            |problem: String| Error::Device { device: format!("disk image {}", config.path.display()), problem };
+        let bad = |problem: String| Error::Device { device: format!("disk image {}", config.path.display()), problem };
 
         let serial = config.serial.as_deref().unwrap_or_default().as_bytes();
         let mut padded = [0; SERIAL_BYTES];
@@ -86,7 +85,9 @@ impl Image {
         }
         let size = file.seek(SeekFrom::End(0)).map_err(failed("size"))?;
         if size < SECTOR {
-            return Err(bad(format!("it has {size} bytes, and a disk has at least one sector of {SECTOR}: enlarge it")));
+            return Err(bad(format!(
+                "it has {size} bytes, and a disk has at least one sector of {SECTOR}: enlarge it"
+            )));
         }
         if !size.is_multiple_of(SECTOR) {
             let rest = size % SECTOR;

@@ -18,8 +18,9 @@ use crate::devices::virtio::buffers::Buffers;
 use crate::devices::virtio::ring::{Chain, Ranges};
 use crate::memory::guarded::DeviceView;
 
-/// The most bytes of one buffer, and the most buffers, that a driver is to put into a request.
+/// The most bytes of one buffer that a driver is to put into a request.
 pub const MAX_SEGMENT: u32 = 128 << 10;
+/// The most buffers that a driver is to put into a request.
 pub const MAX_SEGMENTS: u32 = 254;
 
 /// The most bytes of data of a request, whatever its buffers.
@@ -191,8 +192,7 @@ impl Executor {
             return Err(Failure::Unsupported);
         }
         let size = u64::from(count) * SECTOR;
-        let offset =
-            self.image.place(sector, size).filter(|_| count <= MAX_DISCARD_SECTORS).ok_or(Failure::Bad)?;
+        let offset = self.image.place(sector, size).filter(|_| count <= MAX_DISCARD_SECTORS).ok_or(Failure::Bad)?;
         Ok((offset, size, flags != 0))
     }
 
