@@ -321,8 +321,7 @@ fn a_paused_disk_stands_still_and_loses_nothing() {
 fn a_reset_in_the_middle_of_requests_leaves_nothing_behind() {
     let mut world = World::with(1 << 20, FLUSH, |disk| disk.id = Some("reset-disk".into()));
     let data = world.guest.pages(16);
-    let (_, threads) = resources("reset-disk");
-    assert_eq!(threads, 1);
+    wait_until(|| resources("reset-disk").1 == 1);
     for round in 0..50 {
         for _ in 0..round % 40 {
             let (guest, page) = (&world.guest, data);
@@ -331,7 +330,7 @@ fn a_reset_in_the_middle_of_requests_leaves_nothing_behind() {
         }
         world.queue.notify();
         world.device.deactivate();
-        assert_eq!(resources("reset-disk").1, 0);
+        wait_until(|| resources("reset-disk").1 == 0);
         // No thread of it touches the rings any more.
         world.queue.reset(&world.guest);
         assert_eq!(world.queue.pending(&world.guest), 0);

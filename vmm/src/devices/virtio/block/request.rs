@@ -70,28 +70,35 @@ pub(super) struct Executor {
 }
 
 impl Executor {
-    /// Executes a request, and says how many bytes of it were written.
+    /// Executes a request, and says how many bytes of it were written. Does nothing if the driver can't be told the status.
     pub fn execute(&self, view: &DeviceView, mut chain: Chain) -> u32 {
-        let status_byte = chain.writable.take_last_byte();
-        let result = self.carry_out(view, &mut chain);
-        let (status, data) = match &result {
-            Ok(data) => (VIRTIO_BLK_S_OK, *data),
-            Err(Failure::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-            Err(_) => (VIRTIO_BLK_S_IOERR, 0),
+        let status_byte = chain.writable.take_last_byte().ok_or(Failure::Bad);
+        let mut status_byte = match status_byte.and_then(|byte| Ok(byte.guard(view)?)) {
+            Ok(byte) => byte,
+            Err(failure) => {
+                self.count(&failure);
+                return 0;
+            }
         };
-        let told = match status_byte.map(|byte| byte.guard(view)) {
-            Some(Ok(mut byte)) => byte.copy_in(&[status as u8]) == 1,
-            _ => false,
+        let (status, data) = match self.carry_out(view, &mut chain) {
+            Ok(data) => (VIRTIO_BLK_S_OK, data),
+            Err(failure) => {
+                self.count(&failure);
+                let unsupported = matches!(failure, Failure::Unsupported);
+                (if unsupported { VIRTIO_BLK_S_UNSUPP } else { VIRTIO_BLK_S_IOERR }, 0)
+            }
         };
-        if result.is_err() || !told {
-            self.counters.failed.add(1);
+        status_byte.copy_in(&[status as u8]);
+        data + 1
+    }
+
+    fn count(&self, failure: &Failure) {
+        self.counters.failed.add(1);
+        match failure {
+            Failure::Refused => self.counters.refused.add(1),
+            Failure::Disk(error) => tracing::warn!("a request to a disk failed: {error}"),
+            Failure::Bad | Failure::Unsupported => {}
         }
-        match result {
-            Err(Failure::Refused) => self.counters.refused.add(1),
-            Err(Failure::Disk(error)) => tracing::warn!("a request to a disk failed: {error}"),
-            _ => {}
-        }
-        if told { data + 1 } else { 0 }
     }
 
     /// Returns how many bytes of data were written to the guest.
