@@ -12,6 +12,7 @@
 pub mod block;
 pub mod buffers;
 pub mod counter;
+pub mod net;
 pub mod ring;
 pub mod worker;
 

@@ -1,4 +1,5 @@
 //! The driver's side of a split virtqueue (virtio 1.3, 2.7).
+#![allow(dead_code, reason = "several test programs have it, and none uses all of it")]
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;

@@ -1,4 +1,5 @@
 //! A guest's memory on the model, and what a device is activated with.
+#![allow(dead_code, reason = "several test programs have it, and none uses all of it")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use vmm::memory::{GuestRam, RamOptions};
 use crate::driver::Queue;
 
 /// Bytes of RAM.
-const SIZE: u64 = 32 << 20;
+const SIZE: u64 = 64 << 20;
 
 /// How long anything may take that has to happen.
 const PATIENCE: Duration = Duration::from_secs(60);

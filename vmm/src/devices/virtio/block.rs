@@ -75,6 +75,8 @@ pub struct Counters {
     pub failed: Counter,
     /// Of those, such as named memory that devices may not touch.
     pub refused: Counter,
+    /// Of those, such as the host's disk could not do.
+    pub disk_errors: Counter,
     /// Queues that could not be used as they were.
     pub queue_faults: Arc<Counter>,
 }
@@ -201,6 +203,7 @@ impl VirtioDevice for Block {
             ("discard_ops", counters.discards.get()),
             ("failed", counters.failed.get()),
             ("refused", counters.refused.get()),
+            ("disk_errors", counters.disk_errors.get()),
             ("queue_faults", counters.queue_faults.get()),
         ]
     }

@@ -45,6 +45,11 @@ impl<'v> Buffers<'v> {
         self.size
     }
 
+    /// How many pieces they are in.
+    pub fn pieces(&self) -> usize {
+        self.slices.len() - self.done
+    }
+
     /// Leaves out the first bytes.
     pub fn skip(&mut self, mut count: usize) {
         while count > 0

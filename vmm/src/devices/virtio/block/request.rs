@@ -96,7 +96,12 @@ impl Executor {
         self.counters.failed.add(1);
         match failure {
             Failure::Refused => self.counters.refused.add(1),
-            Failure::Disk(error) => tracing::warn!("a request to a disk failed: {error}"),
+            Failure::Disk(error) => {
+                if self.counters.disk_errors.get() == 0 {
+                    tracing::warn!("a request to a disk failed, and others may: {error}");
+                }
+                self.counters.disk_errors.add(1);
+            }
             Failure::Bad | Failure::Unsupported => {}
         }
     }
