@@ -11,6 +11,7 @@
 
 pub mod block;
 pub mod buffers;
+pub mod console;
 pub mod counter;
 pub mod net;
 pub mod ring;

@@ -4,5 +4,6 @@
 
 mod block;
 mod block_hostile;
+mod console;
 mod driver;
 mod guest;
