@@ -133,6 +133,14 @@ pub enum Error {
     /// As many interrupt vectors are in use as a machine can have.
     #[error("no interrupt line is left: give devices fewer queues, or remove a device")]
     NoInterruptLine,
+    /// A device can't be what its configuration says.
+    #[error("{device}: {problem}")]
+    Device {
+        /// The device, by what it is and what it works on: "disk /images/debian.raw".
+        device: String,
+        /// What is wrong, and what to do about it.
+        problem: String,
+    },
     /// A vCPU stopped for a reason that nothing can be done about.
     #[error("vCPU {id} stopped at {rip:#x}: {reason}")]
     Vcpu {

@@ -13,6 +13,7 @@ mod events;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arch::x86_64::map::{PCI_MEMORY_START, PCI_SLOTS};
@@ -21,10 +22,12 @@ use hypervisor::Vm;
 use super::interrupts::MsiLines;
 use super::pci::Bus;
 use super::virtio::VirtioDevice;
+use super::virtio::console::ConsoleInput;
 use super::virtio::pci::{MEMORY_SIZE, Platform, VirtioPci};
-use crate::config::VmConfig;
+use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::memory::guarded::DeviceMemory;
 use crate::{Error, Result};
+use build::Wanted;
 use events::Events;
 
 /// A device of the machine's.
@@ -82,39 +85,67 @@ impl DeviceManager {
     /// # Errors
     /// A device that can't be had, such as a disk without its file.
     pub fn add_configured(&self, config: &VmConfig) -> Result<()> {
-        for (kind, id, device) in build::configured(config)? {
-            self.insert(kind, id, device, false)?;
+        for wanted in build::configured(config) {
+            self.insert(wanted)?;
         }
         Ok(())
     }
 
-    /// Adds a device while the guest runs, under this name or, where there is none, one that `kind` begins: `disk`.
+    /// Adds the console that a machine starts with.
+    ///
+    /// # Errors
+    /// As [`DeviceManager::add`].
+    pub fn add_console(&self, output: Box<dyn Write + Send>, input: Arc<ConsoleInput>) -> Result<()> {
+        self.insert(Wanted::console(output, input)).map(|_| ())
+    }
+
+    /// Adds a disk while the guest runs.
+    ///
+    /// # Errors
+    /// An image that can't be used, and as [`DeviceManager::add`].
+    pub fn add_disk(&self, config: DiskConfig) -> Result<AddedDevice> {
+        self.plug(Wanted::disk(config))
+    }
+
+    /// Adds a network device while the guest runs.
+    ///
+    /// # Errors
+    /// A tap that can't be had, and as [`DeviceManager::add`].
+    pub fn add_net(&self, config: NetConfig) -> Result<AddedDevice> {
+        self.plug(Wanted::net(config))
+    }
+
+    /// Adds any device while the guest runs, under this name or, where there is none, one that `kind` begins: `disk`.
     ///
     /// # Errors
     /// A name that is taken, no slot or interrupt line left.
     pub fn add(&self, kind: &str, id: Option<&str>, device: Box<dyn VirtioDevice>) -> Result<AddedDevice> {
-        self.insert(kind, id.map(str::to_owned), device, true)
+        self.plug(Wanted::new(kind, id.map(str::to_owned), |_| Ok(device)))
     }
 
-    fn insert(&self, kind: &str, id: Option<String>, device: Box<dyn VirtioDevice>, tell: bool) -> Result<AddedDevice> {
+    /// Adds a device and tells the guest.
+    fn plug(&self, wanted: Wanted<'_>) -> Result<AddedDevice> {
+        let (slot, added) = self.insert(wanted)?;
+        self.events.filled(slot);
+        Ok(added)
+    }
+
+    fn insert(&self, wanted: Wanted<'_>) -> Result<(u8, AddedDevice)> {
         let mut inventory = self.inventory();
-        let id = match id {
-            Some(id) => inventory.check_name(id)?,
-            None => inventory.make_up_name(kind),
-        };
         let slots = 1..PCI_SLOTS;
         let free = slots.clone().find(|slot| !inventory.devices.contains_key(slot));
         let slot = free.ok_or(Error::NoSlot { slots: slots.end - slots.start })?;
+        let id = match wanted.id {
+            Some(id) => inventory.check_name(id)?,
+            None => inventory.make_up_name(wanted.kind),
+        };
         let base = PCI_MEMORY_START + u32::from(slot) * MEMORY_SIZE;
-        let function = Arc::new(Mutex::new(VirtioPci::new(&id, device, self.platform.clone(), base)?));
+        let function = VirtioPci::new(&id, (wanted.make)(&id)?, self.platform.clone(), base)?;
+        let function = Arc::new(Mutex::new(function));
         self.bus.insert(slot, function.clone());
         let added = AddedDevice { id: id.clone(), bdf: bdf(slot) };
         inventory.devices.insert(slot, Entry { id, function, leaving: false });
-        drop(inventory);
-        if tell {
-            self.events.filled(slot);
-        }
-        Ok(added)
+        Ok((slot, added))
     }
 
     /// Asks the guest to let go of a device, which is gone once it has.
@@ -131,6 +162,15 @@ impl DeviceManager {
         entry.leaving = true;
         self.events.leaving(*slot);
         Ok(())
+    }
+
+    /// Says how much the balloon is to take from the guest, in bytes.
+    ///
+    /// # Errors
+    /// A machine without a balloon.
+    pub fn set_balloon(&self, _bytes: u64) -> Result<()> {
+        // MERGE: the balloon's own, once it is there.
+        Err(Error::NoBalloon)
     }
 
     /// Pushes the power button, which asks the guest to power off.

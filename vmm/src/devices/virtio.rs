@@ -32,7 +32,13 @@
 //! }
 //! ```
 
+pub mod block;
+pub mod buffers;
+pub mod console;
+pub mod counter;
+pub mod net;
 pub mod pci;
+pub mod ring;
 pub mod rng;
 pub mod worker;
 
@@ -125,4 +131,11 @@ pub struct ActivateError {
     /// The system's reason.
     #[source]
     pub source: std::io::Error,
+}
+
+/// Reads bytes of a configuration, for [`VirtioDevice::read_config`].
+pub(crate) fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(config.len());
+    let count = data.len().min(config.len() - start);
+    data[..count].copy_from_slice(&config[start..start + count]);
 }
