@@ -7,3 +7,4 @@ mod block_hostile;
 mod console;
 mod driver;
 mod guest;
+mod rng;
