@@ -107,20 +107,35 @@ impl Linux {
     /// # Errors
     /// A guest that is silent for too long, or has ended.
     pub fn says(&mut self) -> anyhow::Result<String> {
-        let deadline = Instant::now() + LIMIT;
+        let said = self.says_before(Instant::now() + LIMIT)?;
+        said.with_context(|| format!("the guest is silent; its console: {}", self.text))
+    }
+
+    fn says_before(&mut self, deadline: Instant) -> anyhow::Result<Option<String>> {
         loop {
             let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
             self.read()?;
             if let Some(line) = self.next_line() {
-                return Ok(line);
+                return Ok(Some(line));
             }
             if ended {
                 let end = self.thread.take().map(JoinHandle::join);
                 bail!("the guest has ended: {end:?}; its console: {}", self.text);
             }
-            ensure!(Instant::now() < deadline, "the guest is silent; its console: {}", self.text);
+            if Instant::now() > deadline {
+                return Ok(None);
+            }
             std::thread::sleep(POLL);
         }
+    }
+
+    /// What the script says within a second, if anything.
+    ///
+    /// # Errors
+    /// A guest that has ended.
+    pub fn try_says(&mut self) -> anyhow::Result<Option<String>> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        self.says_before(deadline)
     }
 
     /// The script says just this.
@@ -133,9 +148,19 @@ impl Linux {
         Ok(())
     }
 
-    /// All that the guest's console has shown.
-    pub fn console(&self) -> &str {
-        &self.text
+    /// Waits until the guest has let go of a device.
+    ///
+    /// # Errors
+    /// It keeps it.
+    pub fn lets_go(&self, id: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        let devices = self.handle.devices();
+        while devices.list().iter().any(|device| device.id == id) {
+            ensure!(Instant::now() < deadline, "the guest keeps {id}; its console: {}", self.text);
+            std::thread::sleep(POLL);
+        }
+        ensure!(!devices.counters().contains_key(id), "{id} still counts");
+        Ok(())
     }
 
     /// The script comes to its end, and the guest switches the machine off.

@@ -1,6 +1,8 @@
 //! Devices, as Debian's kernel finds and uses them.
 
+mod disk;
 mod entropy;
+mod power;
 
 use std::process::ExitCode;
 
@@ -12,6 +14,10 @@ type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = [entropy::TESTS].into_iter().flatten().map(|(name, test)| trial(name, *test)).collect();
+    let trials = [disk::TESTS, entropy::TESTS, power::TESTS]
+        .into_iter()
+        .flatten()
+        .map(|(name, test)| trial(name, *test))
+        .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     /// Its memory reads as the offset, and keeps the last write.
-    struct Probe(ConfigSpace, Arc<Mutex<Option<(u64, Vec<u8>)>>>);
+    struct Probe(ConfigSpace, Written);
 
     impl Function for Probe {
         fn read_config(&mut self, offset: u8, data: &mut [u8]) {
