@@ -15,6 +15,7 @@ pub mod console;
 pub mod counter;
 pub mod net;
 pub mod ring;
+pub mod vsock;
 pub mod worker;
 
 use std::os::fd::OwnedFd;

@@ -7,3 +7,5 @@ mod block_hostile;
 mod console;
 mod driver;
 mod guest;
+mod vsock;
+mod vsock_hostile;
