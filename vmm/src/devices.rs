@@ -2,6 +2,7 @@
 //!
 //! Ports that nobody has read as all ones and swallow writes, as on a PC.
 
+pub mod cmos;
 pub mod power;
 pub mod serial;
 pub mod virtio;

@@ -9,6 +9,7 @@
 //! * A descriptor that names private memory is an error of that one request, counted and reported, and the device goes on.
 //! * After [`VirtioDevice::deactivate`] and after [`VirtioDevice::pause`] no thread of the device touches guest memory.
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod console;

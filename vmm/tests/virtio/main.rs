@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod balloon;
 mod block;
 mod block_hostile;
 mod console;
