@@ -21,7 +21,7 @@ use hypervisor::{GpaRange, PAGE_SIZE};
 use rustix::event::epoll::EventFlags;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
-use super::counter::Counter;
+use super::counter::{Counter, counters};
 use super::ring::{Chain, Ring};
 use super::worker::{Service, Sources, Worker};
 use super::{ActivateError, Activation, Interrupt, VirtioDevice, read_bytes};
@@ -111,14 +111,22 @@ pub struct Balloon {
     worker: Option<Worker>,
 }
 
-#[derive(Debug, Default)]
-struct Counters {
-    inflated: Counter,
-    deflated: Counter,
-    reported: Counter,
-    failed: Counter,
-    refused: Counter,
-    queue_faults: Arc<Counter>,
+counters! {
+    /// What a balloon counts.
+    struct Counters {
+        /// Bytes that the guest gave back.
+        inflated: Counter => "inflated_bytes",
+        /// Bytes that it took again.
+        deflated: Counter => "deflated_bytes",
+        /// Bytes that it reported as free.
+        reported: Counter => "reported_bytes",
+        /// Requests that failed, for whatever reason.
+        failed: Counter => "failed",
+        /// Of those, such as named memory that devices may not touch.
+        refused: Counter => "refused",
+        /// Queues that could not be used as they were.
+        queue_faults: Arc<Counter> => "queue_faults",
+    }
 }
 
 impl Balloon {
@@ -206,17 +214,9 @@ impl VirtioDevice for Balloon {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        let counters = &self.counters;
-        vec![
-            ("target_bytes", self.size.target()),
-            ("actual_bytes", self.size.actual()),
-            ("inflated_bytes", counters.inflated.get()),
-            ("deflated_bytes", counters.deflated.get()),
-            ("reported_bytes", counters.reported.get()),
-            ("failed", counters.failed.get()),
-            ("refused", counters.refused.get()),
-            ("queue_faults", counters.queue_faults.get()),
-        ]
+        let mut counters = self.counters.list();
+        counters.extend([("target_bytes", self.size.target()), ("actual_bytes", self.size.actual())]);
+        counters
     }
 }
 

@@ -27,10 +27,9 @@ use std::sync::Arc;
 use rustix::event::epoll::EventFlags;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
-use super::counter::Counter;
-use super::ring::Ring;
+use super::counter::{Counter, counters};
 use super::worker::Worker;
-use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, read_bytes};
+use super::{ActivateError, Activation, VirtioDevice, read_bytes};
 use crate::config::VsockConfig;
 use crate::{Error, Result};
 use connections::Connections;
@@ -53,23 +52,24 @@ pub struct Vsock {
     worker: Option<Worker>,
 }
 
-/// What a socket device counts.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Bytes that the guest sent.
-    pub tx_bytes: Counter,
-    /// Bytes that it got.
-    pub rx_bytes: Counter,
-    /// Connections that were made, by either side.
-    pub connections: Counter,
-    /// Connections that were refused, since nobody listens or there are too many.
-    pub rejected: Counter,
-    /// Packets and buffers of the guest's that made no sense, or were refused.
-    pub failed: Counter,
-    /// Of those, such as named memory that devices may not touch.
-    pub refused: Counter,
-    /// Queues that could not be used as they were.
-    pub queue_faults: Arc<Counter>,
+counters! {
+    /// What a socket device counts.
+    pub struct Counters {
+        /// Bytes that the guest got.
+        rx_bytes: Counter => "rx_bytes",
+        /// Bytes that it sent.
+        tx_bytes: Counter => "tx_bytes",
+        /// Connections that were made, by either side.
+        connections: Counter => "connections",
+        /// Connections that were refused, since nobody listens or there are too many.
+        rejected: Counter => "rejected",
+        /// Packets and buffers of the guest's that made no sense, or were refused.
+        failed: Counter => "failed",
+        /// Of those, such as named memory that devices may not touch.
+        refused: Counter => "refused",
+        /// Queues that could not be used as they were.
+        queue_faults: Arc<Counter> => "queue_faults",
+    }
 }
 
 impl Vsock {
@@ -91,18 +91,15 @@ impl Vsock {
         })
     }
 
-    fn start(&mut self, activation: Activation) -> io::Result<()> {
-        let Activation { memory, mut queues, interrupt, .. } = activation;
+    fn start(&mut self, mut activation: Activation) -> io::Result<()> {
         let faults = &self.counters.queue_faults;
-        let mut ring = |index: u64| {
-            let place = queues.iter().position(|queue: &ActiveQueue| u64::from(queue.index) == index)?;
-            Some(Ring::new(queues.swap_remove(place), &interrupt, faults))
-        };
-        let (Some(receive), Some(transmit)) = (ring(RECEIVE), ring(TRANSMIT)) else {
-            return Err(io::Error::other("the driver has not made both queues ready"));
-        };
         let connections = Connections::new(self.cid.into(), self.listener.clone(), self.counters.clone());
-        let muxer = Muxer { receive, transmit, view: memory.view(&self.name), connections };
+        let muxer = Muxer {
+            receive: activation.take_ring(RECEIVE as u16, faults)?,
+            transmit: activation.take_ring(TRANSMIT as u16, faults)?,
+            view: activation.memory.view(&self.name),
+            connections,
+        };
         self.worker = Some(Worker::start(&self.name, muxer, |muxer, sources| {
             sources.add(muxer.receive.notified(), RECEIVE, EventFlags::IN)?;
             sources.add(muxer.transmit.notified(), TRANSMIT, EventFlags::IN)?;
@@ -147,15 +144,6 @@ impl VirtioDevice for Vsock {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        let counters = &self.counters;
-        vec![
-            ("rx_bytes", counters.rx_bytes.get()),
-            ("tx_bytes", counters.tx_bytes.get()),
-            ("connections", counters.connections.get()),
-            ("rejected", counters.rejected.get()),
-            ("failed", counters.failed.get()),
-            ("refused", counters.refused.get()),
-            ("queue_faults", counters.queue_faults.get()),
-        ]
+        self.counters.list()
     }
 }

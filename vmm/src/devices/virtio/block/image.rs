@@ -141,7 +141,7 @@ impl Image {
     /// Gives up these bytes: whatever they hold afterwards.
     ///
     /// # Errors
-    /// The system's, [`unsupported`] where the file system can't.
+    /// The system's, `EOPNOTSUPP` where the file system can't.
     pub fn discard(&self, offset: u64, size: u64) -> io::Result<()> {
         if self.is_device {
             return self.block_ioctl(BLKDISCARD, offset, size);

@@ -1,4 +1,4 @@
-//! The thread of a socket device: its two queues, and all [`Connections`].
+//! The thread of a socket device: its two queues, and all connections.
 //!
 //! ```text
 //! transmit queue ─► packets ─► connections ─► unix sockets
