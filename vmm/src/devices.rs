@@ -8,8 +8,9 @@
 //! | [`pci`] | the bus |
 //! | [`virtio`] | virtio devices, and their transport on the bus |
 //! | [`interrupts`] | message-signalled interrupts |
-//! | [`serial`], [`power`] | the serial port; power-off and reset |
+//! | [`serial`], [`cmos`], [`power`] | the serial port; the clock; power-off and reset |
 
+pub mod cmos;
 pub mod interrupts;
 pub mod manager;
 pub mod pci;
@@ -23,6 +24,7 @@ use arch::x86_64::map::{
     EVENT_PORT, EVENT_PORTS_END, KEYBOARD_PORT, PCI_ADDRESS_PORT, PCI_PORTS, RESET_PORT, SERIAL_PORT, SERIAL_PORTS,
     SLEEP_CONTROL_PORT,
 };
+use cmos::{CMOS_PORT, CMOS_PORTS, Cmos};
 use manager::DeviceManager;
 use power::PowerRequest;
 use serial::SerialDevice;
@@ -31,6 +33,8 @@ use serial::SerialDevice;
 pub struct Devices {
     /// The serial port.
     pub serial: SerialDevice,
+    /// The clock.
+    pub cmos: Cmos,
     /// The devices on the PCI bus.
     pub manager: Arc<DeviceManager>,
 }
@@ -40,6 +44,7 @@ impl Devices {
     pub fn read(&self, port: u16, data: &mut [u8]) {
         match port {
             SERIAL_PORT..SERIAL_PORTS_END => data.fill_with(|| self.serial.read(port - SERIAL_PORT)),
+            CMOS_PORT..CMOS_PORTS_END => data.fill_with(|| self.cmos.read(port - CMOS_PORT)),
             PCI_ADDRESS_PORT..PCI_PORTS_END => self.manager.bus().read_port(port, data),
             EVENT_PORT..EVENT_PORTS_END => self.manager.read_events(port, data),
             // The keyboard controller is never busy; the sleep status is "nothing happened".
@@ -55,6 +60,10 @@ impl Devices {
                 for byte in data {
                     self.serial.write(port - SERIAL_PORT, *byte);
                 }
+                None
+            }
+            CMOS_PORT..CMOS_PORTS_END => {
+                data.iter().for_each(|byte| self.cmos.write(port - CMOS_PORT, *byte));
                 None
             }
             PCI_ADDRESS_PORT..PCI_PORTS_END => {
@@ -81,4 +90,5 @@ impl Devices {
 }
 
 const SERIAL_PORTS_END: u16 = SERIAL_PORT + SERIAL_PORTS;
+const CMOS_PORTS_END: u16 = CMOS_PORT + CMOS_PORTS;
 const PCI_PORTS_END: u16 = PCI_ADDRESS_PORT + PCI_PORTS;

@@ -29,6 +29,7 @@ pub mod event;
 pub mod guarded;
 mod ledger;
 mod lent;
+mod reclaim;
 mod statistics;
 
 use std::sync::atomic::{AtomicBool, Ordering};

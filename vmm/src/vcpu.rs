@@ -238,6 +238,7 @@ mod tests {
 
     use crate::config::SerialConfig;
     use crate::console::Output;
+    use crate::devices::cmos::Cmos;
     use crate::devices::manager::DeviceManager;
     use crate::devices::serial::SerialDevice;
     use crate::memory::RamOptions;
@@ -297,7 +298,13 @@ mod tests {
         let output = Output::new(SerialConfig::Null).writer(stop.clone()).unwrap();
         let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
         let manager = DeviceManager::new(vm, ram.devices().clone(), true).unwrap();
-        VcpuContext { id: 0, ram, devices: Arc::new(Devices { serial, manager }), stop, launching: false }
+        VcpuContext {
+            id: 0,
+            ram,
+            devices: Arc::new(Devices { serial, cmos: Cmos::new(), manager }),
+            stop,
+            launching: false,
+        }
     }
 
     #[test]

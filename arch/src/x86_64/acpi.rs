@@ -13,16 +13,16 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 
 use super::map::{
-    ACPI_END, ACPI_START, IOAPIC, LOCAL_APIC, RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
+    ACPI_END, ACPI_START, CMOS_CENTURY, IOAPIC, LOCAL_APIC, RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT,
+    SLEEP_STATUS_PORT,
 };
 
 const OEM: [u8; 6] = *b"UMBRA ";
 const OEM_TABLE: [u8; 8] = *b"UMBRAVM ";
 const OEM_REVISION: u32 = 1;
 
-/// IA-PC boot flags (ACPI 6.5, table 5.10): no VGA to probe, no CMOS clock.
+/// IA-PC boot flags (ACPI 6.5, table 5.10): no VGA to probe.
 const NO_VGA: u16 = 1 << 2;
-const NO_CMOS_CLOCK: u16 = 1 << 5;
 
 /// All tables, as bytes for the area that starts at [`ACPI_START`].
 ///
@@ -90,7 +90,8 @@ fn fadt(dsdt: u64) -> impl Aml {
         .flag(Flags::ResetRegSup)
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
-    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_CLOCK).into();
+    fadt.iapc_boot_arch = NO_VGA.into();
+    fadt.century = CMOS_CENTURY;
     fadt.reset_reg = port(RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = port(SLEEP_CONTROL_PORT);

@@ -100,6 +100,9 @@ pub const SLEEP_TYPE_SHIFT: u8 = 2;
 /// The value of this machine's `_S5` object: soft off.
 pub const SLEEP_TYPE_OFF: u8 = 5;
 
+/// Where the clock's memory has the century.
+pub const CMOS_CENTURY: u8 = 0x32;
+
 /// The launch code writes here once, when the guest's private memory holds all it needs.
 pub const LAUNCH_PORT: u16 = 0x608;
 

@@ -14,7 +14,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arch::x86_64::map::{PCI_MEMORY_START, PCI_SLOTS};
 use hypervisor::Vm;
@@ -22,9 +22,10 @@ use hypervisor::Vm;
 use super::interrupts::MsiLines;
 use super::pci::Bus;
 use super::virtio::VirtioDevice;
+use super::virtio::balloon::{Balloon, BalloonSize, ReclaimPages};
 use super::virtio::console::ConsoleInput;
 use super::virtio::pci::{MEMORY_SIZE, Platform, VirtioPci};
-use crate::config::{DiskConfig, NetConfig, VmConfig};
+use crate::config::{BalloonConfig, DiskConfig, NetConfig, VmConfig, VsockConfig};
 use crate::memory::guarded::DeviceMemory;
 use crate::{Error, Result};
 use build::Wanted;
@@ -45,6 +46,7 @@ pub struct DeviceManager {
     platform: Platform,
     events: Events,
     inventory: Mutex<Inventory>,
+    balloon: OnceLock<Arc<BalloonSize>>,
 }
 
 #[derive(Default)]
@@ -77,7 +79,13 @@ impl DeviceManager {
     pub fn new(vm: Arc<dyn Vm>, memory: Arc<DeviceMemory>, access_platform: bool) -> Result<Arc<Self>> {
         let events = Events::new(&*vm)?;
         let platform = Platform { lines: MsiLines::new(vm.clone()), vm, memory, access_platform };
-        Ok(Arc::new(Self { bus: Bus::default(), platform, events, inventory: Mutex::default() }))
+        Ok(Arc::new(Self {
+            bus: Bus::default(),
+            platform,
+            events,
+            inventory: Mutex::default(),
+            balloon: OnceLock::new(),
+        }))
     }
 
     /// Adds the devices that a machine starts with.
@@ -99,6 +107,25 @@ impl DeviceManager {
         self.insert(Wanted::console(output, input)).map(|_| ())
     }
 
+    /// Adds the balloon that a machine starts with, which gives back `pages`. A machine has at most one.
+    ///
+    /// # Errors
+    /// A machine whose memory is not all shared for good, and as [`DeviceManager::add`].
+    pub fn add_balloon(&self, config: &BalloonConfig, pages: Arc<dyn ReclaimPages>) -> Result<()> {
+        if self.platform.access_platform {
+            return Err(Error::Contradiction(
+                "a balloon and unmappable memory contradict each other, since guests refuse it there: leave the balloon out, \
+                 or choose isolation=none",
+            ));
+        }
+        let balloon = Balloon::new(config, pages)?;
+        let size = balloon.size().clone();
+        self.insert(Wanted::balloon(balloon))?;
+        // A second one would be as good a balloon, and nobody would steer it.
+        let _ = self.balloon.set(size);
+        Ok(())
+    }
+
     /// Adds a disk while the guest runs.
     ///
     /// # Errors
@@ -113,6 +140,14 @@ impl DeviceManager {
     /// A tap that can't be had, and as [`DeviceManager::add`].
     pub fn add_net(&self, config: NetConfig) -> Result<AddedDevice> {
         self.plug(Wanted::net(config))
+    }
+
+    /// Adds a socket device while the guest runs.
+    ///
+    /// # Errors
+    /// A socket that can't be had, and as [`DeviceManager::add`].
+    pub fn add_vsock(&self, config: VsockConfig) -> Result<AddedDevice> {
+        self.plug(Wanted::vsock(config))
     }
 
     /// Adds any device while the guest runs, under this name or, where there is none, one that `kind` begins: `disk`.
@@ -167,10 +202,9 @@ impl DeviceManager {
     /// Says how much the balloon is to take from the guest, in bytes.
     ///
     /// # Errors
-    /// A machine without a balloon.
-    pub fn set_balloon(&self, _bytes: u64) -> Result<()> {
-        // MERGE: the balloon's own, once it is there.
-        Err(Error::NoBalloon)
+    /// A machine without a balloon, or more than the guest has.
+    pub fn set_balloon(&self, bytes: u64) -> Result<()> {
+        self.balloon.get().ok_or(Error::NoBalloon)?.set(bytes)
     }
 
     /// Pushes the power button, which asks the guest to power off.

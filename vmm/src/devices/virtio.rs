@@ -32,6 +32,7 @@
 //! }
 //! ```
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod console;
@@ -40,6 +41,7 @@ pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;
+pub mod vsock;
 pub mod worker;
 
 use std::os::fd::OwnedFd;

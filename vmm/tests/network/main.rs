@@ -1,5 +1,6 @@
 //! Network devices on taps, each test in a network namespace of its own. Where those may not be made, the tests count as
 //! ignored, and a line says so.
+#![expect(clippy::unwrap_used, reason = "these are tests, with a harness of their own")]
 
 #[path = "../virtio/driver.rs"]
 mod driver;

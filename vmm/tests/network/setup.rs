@@ -29,7 +29,8 @@ fn an_interface_is_made_and_goes() {
     assert_ne!(first.interface(), second.interface());
     let mut expected = vec!["lo", first.interface(), second.interface()];
     let mut present = names();
-    (expected.sort(), present.sort());
+    expected.sort();
+    present.sort();
     assert_eq!(present, expected);
     PacketSocket::on(first.interface());
     drop((first, second));

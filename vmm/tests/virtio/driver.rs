@@ -81,7 +81,8 @@ impl Queue {
     /// The driver resets the queue and begins anew.
     pub fn reset(&self, guest: &Guest) {
         guest.write(self.base, &[0; 0x7000]);
-        (self.available.set(0), self.seen.set(0));
+        self.available.set(0);
+        self.seen.set(0);
         *self.free.borrow_mut() = (0..self.size).rev().collect();
     }
 

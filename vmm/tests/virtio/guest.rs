@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arch::x86_64::MemoryLayout;
 use arch::x86_64::private_faults::{ConversionKind, ConversionRequest, Origin};
+use arch::x86_64::{Isolation, MemoryLayout};
 use hypervisor::model::ModelHypervisor;
-use hypervisor::{GpaRange, PAGE_SIZE, PageState, Vm, VmType};
+use hypervisor::{Backing, GpaRange, PAGE_SIZE, PageState, SharedMemory, Vm, VmType};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::devices::virtio::{Activation, Interrupt, VirtioDevice};
 use vmm::memory::guarded::DeviceView;
@@ -28,6 +28,7 @@ pub const VERSION_1: u64 = 1 << 32;
 /// A guest's memory.
 pub struct Guest {
     pub ram: Arc<GuestRam>,
+    shared: Arc<SharedMemory>,
     pub interrupts: Arc<Interrupts>,
     view: DeviceView,
     next: std::cell::Cell<u64>,
@@ -51,14 +52,33 @@ impl Interrupt for Interrupts {
 }
 
 impl Guest {
+    /// Memory that can be converted.
     pub fn new() -> Self {
-        let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
+        Self::with(VmType::SwProtected, MemoryLayout::one_alias(SIZE, 46).unwrap())
+    }
+
+    /// Memory that is shared for good.
+    pub fn plain() -> Self {
+        Self::with(VmType::Default, MemoryLayout::new(Isolation::None, SIZE, 46).unwrap())
+    }
+
+    fn with(kind: VmType, layout: MemoryLayout) -> Self {
+        let vm = ModelHypervisor::new().create(kind).unwrap();
         vm.finalise();
-        vm.exit_on_map_gpa_range().unwrap();
-        let layout = MemoryLayout::one_alias(SIZE, 46).unwrap();
+        if layout.converts() {
+            vm.exit_on_map_gpa_range().unwrap();
+        }
+        let regions = vm.clone();
         let ram = Arc::new(GuestRam::new(vm, layout, RamOptions::default()).unwrap());
+        let shared = regions.regions().iter().find_map(|(_, region)| region.shared.as_ref()).unwrap().backing.clone();
         let view = ram.devices().view("driver");
-        Self { ram, interrupts: Arc::default(), view, next: std::cell::Cell::new(1 << 20) }
+        Self { shared, ram, interrupts: Arc::default(), view, next: std::cell::Cell::new(1 << 20) }
+    }
+
+    /// Bytes of host memory behind its shared side.
+    pub fn resident(&self) -> u64 {
+        let runs = hypervisor::model::allocated(&Backing::Shared(self.shared.clone())).unwrap();
+        runs.iter().map(|run| run.end - run.start).sum()
     }
 
     /// Address of this many pages that nobody uses yet.

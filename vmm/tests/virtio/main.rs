@@ -2,9 +2,12 @@
 
 #![cfg(test)]
 
+mod balloon;
 mod block;
 mod block_hostile;
 mod console;
 mod driver;
 mod guest;
 mod rng;
+mod vsock;
+mod vsock_hostile;

@@ -4,12 +4,14 @@ use std::io::Write;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::config::{DiskConfig, NetConfig, RngConfig, VmConfig};
+use crate::config::{DiskConfig, NetConfig, RngConfig, VmConfig, VsockConfig};
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::{Console, ConsoleInput};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
 
 type Made = Result<Box<dyn VirtioDevice>>;
 
@@ -46,15 +48,26 @@ impl<'a> Wanted<'a> {
         Self::new("console", None, |_| Ok(Box::new(Console::new(output, input)?)))
     }
 
+    pub(super) fn vsock(mut config: VsockConfig) -> Self {
+        Self::new("vsock", config.id.take(), move |id| {
+            config.id = Some(id.into());
+            Ok(Box::new(Vsock::new(&config)?))
+        })
+    }
+
+    pub(super) fn balloon(balloon: Balloon) -> Self {
+        Self::new("balloon", None, |_| Ok(Box::new(balloon)))
+    }
+
     fn rng(config: RngConfig) -> Self {
         Self::new("rng", None, move |_| Ok(Box::new(Rng::new(&config)?)))
     }
 }
 
-/// The devices that a machine starts with, in the order of their slots.
+/// The devices that a machine starts with and that need nothing but their configuration, in the order of their slots.
 pub(super) fn configured(config: &VmConfig) -> impl Iterator<Item = Wanted<'static>> {
-    // MERGE: config.vsock and config.balloon, once their devices are there.
     let disks = config.disks.iter().cloned().map(Wanted::disk);
     let nets = config.nets.iter().cloned().map(Wanted::net);
-    disks.chain(nets).chain(config.rng.iter().cloned().map(Wanted::rng))
+    let vsock = config.vsock.iter().cloned().map(Wanted::vsock);
+    disks.chain(nets).chain(vsock).chain(config.rng.iter().cloned().map(Wanted::rng))
 }

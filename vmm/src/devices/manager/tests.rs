@@ -52,12 +52,17 @@ impl VirtioDevice for Probe {
 }
 
 fn manager() -> (Arc<ModelVm>, Arc<DeviceManager>) {
+    let (vm, manager, _) = manager_of(true);
+    (vm, manager)
+}
+
+fn manager_of(access_platform: bool) -> (Arc<ModelVm>, Arc<DeviceManager>, Arc<GuestRam>) {
     let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
     vm.create_irqchip().unwrap();
     let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
     let ram = GuestRam::new(vm.clone(), layout, RamOptions::default()).unwrap();
-    let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), true).unwrap();
-    (vm, manager)
+    let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), access_platform).unwrap();
+    (vm, manager, Arc::new(ram))
 }
 
 fn register(manager: &DeviceManager, port: u16) -> u32 {
@@ -131,6 +136,21 @@ fn errors_say_what_is_wrong_and_take_nothing() {
     assert!(manager.set_balloon(1 << 20).is_err());
     drop(manager);
     assert_eq!(vm.interrupt_lines(), lines);
+}
+
+#[test]
+fn a_balloon_is_set_where_there_is_one_and_there_is_none_where_memory_is_unmappable() {
+    let config = BalloonConfig { size: 0, deflate_on_oom: false, free_page_reporting: true };
+    let (_vm, manager, ram) = manager_of(true);
+    let error = manager.add_balloon(&config, ram).unwrap_err().to_string();
+    assert!(error.contains("unmappable") && error.contains("isolation=none"), "{error}");
+    assert!(matches!(manager.set_balloon(0), Err(Error::NoBalloon)) && manager.list().is_empty());
+    let (_vm, manager, ram) = manager_of(false);
+    manager.add_balloon(&config, ram).unwrap();
+    manager.set_balloon(1 << 20).unwrap();
+    assert_eq!(manager.balloon.get().unwrap().target(), 1 << 20);
+    assert_eq!(manager.list()[0].id, "_balloon0");
+    assert!(manager.set_balloon(u64::MAX).is_err());
 }
 
 #[test]

@@ -32,7 +32,7 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::counter::Counter;
+use super::counter::{Counter, counters};
 use super::ring::Ring;
 use super::worker::{Service, Sources, Worker};
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
@@ -56,29 +56,30 @@ pub struct Block {
     workers: Vec<Worker>,
 }
 
-/// What a disk counts.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Reads that succeeded.
-    pub reads: Counter,
-    /// Bytes of these.
-    pub read_bytes: Counter,
-    /// Writes that succeeded.
-    pub writes: Counter,
-    /// Bytes of these.
-    pub written_bytes: Counter,
-    /// Flushes that succeeded.
-    pub flushes: Counter,
-    /// Discards and write-zeroes that succeeded.
-    pub discards: Counter,
-    /// Requests that failed, for whatever reason.
-    pub failed: Counter,
-    /// Of those, such as named memory that devices may not touch.
-    pub refused: Counter,
-    /// Of those, such as the host's disk could not do.
-    pub disk_errors: Counter,
-    /// Queues that could not be used as they were.
-    pub queue_faults: Arc<Counter>,
+counters! {
+    /// What a disk counts.
+    pub struct Counters {
+        /// Reads that succeeded.
+        reads: Counter => "read_ops",
+        /// Bytes of these.
+        read_bytes: Counter => "read_bytes",
+        /// Writes that succeeded.
+        writes: Counter => "write_ops",
+        /// Bytes of these.
+        written_bytes: Counter => "write_bytes",
+        /// Flushes that succeeded.
+        flushes: Counter => "flush_ops",
+        /// Discards and write-zeroes that succeeded.
+        discards: Counter => "discard_ops",
+        /// Requests that failed, for whatever reason.
+        failed: Counter => "failed",
+        /// Of those, such as named memory that devices may not touch.
+        refused: Counter => "refused",
+        /// Of those, such as the host's disk could not do.
+        disk_errors: Counter => "disk_errors",
+        /// Queues that could not be used as they were.
+        queue_faults: Arc<Counter> => "queue_faults",
+    }
 }
 
 impl Block {
@@ -193,19 +194,7 @@ impl VirtioDevice for Block {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        let counters = &self.counters;
-        vec![
-            ("read_ops", counters.reads.get()),
-            ("read_bytes", counters.read_bytes.get()),
-            ("write_ops", counters.writes.get()),
-            ("write_bytes", counters.written_bytes.get()),
-            ("flush_ops", counters.flushes.get()),
-            ("discard_ops", counters.discards.get()),
-            ("failed", counters.failed.get()),
-            ("refused", counters.refused.get()),
-            ("disk_errors", counters.disk_errors.get()),
-            ("queue_faults", counters.queue_faults.get()),
-        ]
+        self.counters.list()
     }
 }
 

@@ -22,10 +22,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
-use super::counter::Counter;
+use super::counter::{Counter, counters};
 use super::ring::{BATCH, Chain, Ring};
 use super::worker::{Service, Sources, Worker};
-use super::{ActivateError, Activation, ActiveQueue, VirtioDevice};
+use super::{ActivateError, Activation, VirtioDevice};
 use crate::memory::guarded::DeviceView;
 use crate::{Error, Result};
 
@@ -66,15 +66,22 @@ pub struct ConsoleInput {
     arrived: OwnedFd,
 }
 
-#[derive(Debug, Default)]
-struct Counters {
-    input_bytes: Counter,
-    output_bytes: Counter,
-    /// Bytes that the output did not take.
-    lost_bytes: Counter,
-    failed: Counter,
-    refused: Counter,
-    queue_faults: Arc<Counter>,
+counters! {
+    /// What a console counts.
+    struct Counters {
+        /// Bytes that the guest got.
+        input_bytes: Counter => "input_bytes",
+        /// Bytes that the output took.
+        output_bytes: Counter => "output_bytes",
+        /// Bytes that it did not take.
+        lost_bytes: Counter => "lost_bytes",
+        /// Buffers of the guest's that made no sense, or were refused.
+        failed: Counter => "failed",
+        /// Of those, such as named memory that devices may not touch.
+        refused: Counter => "refused",
+        /// Queues that could not be used as they were.
+        queue_faults: Arc<Counter> => "queue_faults",
+    }
 }
 
 impl ConsoleInput {
@@ -120,21 +127,13 @@ impl Console {
         Ok(Self { output: Arc::new(Mutex::new(output)), input, counters: Arc::default(), worker: None })
     }
 
-    fn start(&mut self, activation: Activation) -> io::Result<()> {
-        let Activation { memory, mut queues, interrupt, .. } = activation;
+    fn start(&mut self, mut activation: Activation) -> io::Result<()> {
         let faults = &self.counters.queue_faults;
-        let mut ring = |index| {
-            let place = queues.iter().position(|queue: &ActiveQueue| queue.index == index)?;
-            Some(Ring::new(queues.swap_remove(place), &interrupt, faults))
-        };
-        let (Some(receive), Some(transmit)) = (ring(RECEIVE), ring(TRANSMIT)) else {
-            return Err(io::Error::other("the driver has not made both queues ready"));
-        };
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let port = Port {
-            receive,
-            transmit,
-            view: memory.view("console"),
+            receive: activation.take_ring(RECEIVE, faults)?,
+            transmit: activation.take_ring(TRANSMIT, faults)?,
+            view: activation.memory.view("console"),
             output: self.output.clone(),
             pending: VecDeque::new(),
             input: self.input.clone(),
@@ -184,15 +183,7 @@ impl VirtioDevice for Console {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        let counters = &self.counters;
-        vec![
-            ("input_bytes", counters.input_bytes.get()),
-            ("output_bytes", counters.output_bytes.get()),
-            ("lost_bytes", counters.lost_bytes.get()),
-            ("failed", counters.failed.get()),
-            ("refused", counters.refused.get()),
-            ("queue_faults", counters.queue_faults.get()),
-        ]
+        self.counters.list()
     }
 }
 

@@ -17,3 +17,25 @@ impl Counter {
         self.0.load(Ordering::Relaxed)
     }
 }
+
+/// Makes a structure of counters, each with the name by which the device tells it: `list` has them all.
+macro_rules! counters {
+    ($(#[$about:meta])* $visibility:vis struct $name:ident {
+        $($(#[$what:meta])* $field:ident: $kind:ty => $told:literal,)*
+    }) => {
+        $(#[$about])*
+        #[derive(Debug, Default)]
+        $visibility struct $name {
+            $($(#[$what])* $visibility $field: $kind,)*
+        }
+
+        impl $name {
+            /// All of them, by name.
+            $visibility fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$(($told, self.$field.get()),)*]
+            }
+        }
+    };
+}
+
+pub(crate) use counters;

@@ -30,10 +30,9 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
-use super::counter::Counter;
-use super::ring::Ring;
+use super::counter::{Counter, counters};
 use super::worker::Worker;
-use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, read_bytes};
+use super::{ActivateError, Activation, VirtioDevice, read_bytes};
 use crate::config::NetConfig;
 use crate::{Error, Result};
 use control::Control;
@@ -66,27 +65,28 @@ pub struct Net {
     workers: Vec<Worker>,
 }
 
-/// What a network device counts.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Frames that the guest got.
-    pub rx_frames: Counter,
-    /// Bytes of these.
-    pub rx_bytes: Counter,
-    /// Frames for the guest that were dropped.
-    pub rx_dropped: Counter,
-    /// Frames that the guest sent.
-    pub tx_frames: Counter,
-    /// Bytes of these.
-    pub tx_bytes: Counter,
-    /// Frames of the guest's that were dropped.
-    pub tx_dropped: Counter,
-    /// Requests and buffers of the guest's that made no sense, or were refused.
-    pub failed: Counter,
-    /// Of those, such as named memory that devices may not touch.
-    pub refused: Counter,
-    /// Queues that could not be used as they were.
-    pub queue_faults: Arc<Counter>,
+counters! {
+    /// What a network device counts.
+    pub struct Counters {
+        /// Frames that the guest got.
+        rx_frames: Counter => "rx_frames",
+        /// Bytes of these.
+        rx_bytes: Counter => "rx_bytes",
+        /// Frames for the guest that were dropped.
+        rx_dropped: Counter => "rx_dropped",
+        /// Frames that the guest sent.
+        tx_frames: Counter => "tx_frames",
+        /// Bytes of these.
+        tx_bytes: Counter => "tx_bytes",
+        /// Frames of the guest's that were dropped.
+        tx_dropped: Counter => "tx_dropped",
+        /// Requests and buffers of the guest's that made no sense, or were refused.
+        failed: Counter => "failed",
+        /// Of those, such as named memory that devices may not touch.
+        refused: Counter => "refused",
+        /// Queues that could not be used as they were.
+        queue_faults: Arc<Counter> => "queue_faults",
+    }
 }
 
 /// These bits.
@@ -137,25 +137,26 @@ impl Net {
         self.mac
     }
 
-    fn start(&mut self, activation: Activation) -> io::Result<()> {
-        let Activation { memory, features, mut queues, interrupt } = activation;
-        let faults = &self.counters.queue_faults;
+    fn start(&mut self, mut activation: Activation) -> io::Result<()> {
+        let (features, memory) = (activation.features, activation.memory.clone());
         let several = features >> VIRTIO_NET_F_MQ & 1 == 1;
-        let pairs = if several { usize::from(self.pairs) } else { 1 };
-        let mut ring = |index: usize| {
-            let place = queues.iter().position(|queue: &ActiveQueue| usize::from(queue.index) == index)?;
-            Some(Ring::new(queues.swap_remove(place), &interrupt, faults))
-        };
+        let pairs = if several { self.pairs } else { 1 };
+        let mut ring = |index| activation.take_ring(index, &self.counters.queue_faults);
         self.tap.set_offloads(tap_offloads(features))?;
         // More are used once the driver says so.
         self.tap.use_pairs(1)?;
         self.tap.drain();
         let mut wake = Vec::new();
         for number in 0..pairs {
-            let (Some(receive), Some(transmit)) = (ring(2 * number), ring(2 * number + 1)) else { continue };
+            // The first is always there; a driver may leave the others out.
+            let (receive, transmit) = match (ring(2 * number), ring(2 * number + 1)) {
+                (Ok(receive), Ok(transmit)) => (receive, transmit),
+                (Err(error), _) | (_, Err(error)) if number == 0 => return Err(error),
+                _ => continue,
+            };
             wake.push(receive.notified().try_clone_to_owned()?);
             let pair = Pair {
-                number,
+                number: number.into(),
                 receive,
                 transmit,
                 view: memory.view(&self.name),
@@ -172,9 +173,10 @@ impl Net {
             })?);
         }
         // Behind the pairs that the driver knows of (virtio 1.3, 5.1.2).
-        let Some(ring) = ring(2 * pairs) else { return Ok(()) };
+        let Ok(ring) = ring(2 * pairs) else { return Ok(()) };
         let (tap, counters) = (self.tap.clone(), self.counters.clone());
-        let control = Control { ring, view: memory.view(&self.name), tap, features, pairs, wake, counters };
+        let (view, pairs) = (memory.view(&self.name), pairs.into());
+        let control = Control { ring, view, tap, features, pairs, wake, counters };
         self.workers.push(Worker::start(&self.name, control, |control, sources| {
             sources.add(control.ring.notified(), 0, EventFlags::IN)
         })?);
@@ -227,18 +229,7 @@ impl VirtioDevice for Net {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        let counters = &self.counters;
-        vec![
-            ("rx_frames", counters.rx_frames.get()),
-            ("rx_bytes", counters.rx_bytes.get()),
-            ("rx_dropped", counters.rx_dropped.get()),
-            ("tx_frames", counters.tx_frames.get()),
-            ("tx_bytes", counters.tx_bytes.get()),
-            ("tx_dropped", counters.tx_dropped.get()),
-            ("failed", counters.failed.get()),
-            ("refused", counters.refused.get()),
-            ("queue_faults", counters.queue_faults.get()),
-        ]
+        self.counters.list()
     }
 }
 

@@ -13,6 +13,7 @@
 //! * A driver that asked not to be interrupted is not, where event indices were agreed on.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use vm_memory::{GuestAddress, GuestMemoryResult};
 
 use super::buffers::Buffers;
 use super::counter::Counter;
-use super::{ActiveQueue, Interrupt};
+use super::{Activation, ActiveQueue, Interrupt};
 use crate::memory::guarded::DeviceView;
 
 /// The most descriptors of one chain that are looked at: as many buffers as one system call takes.
@@ -59,6 +60,18 @@ pub struct Chain {
     /// Whether the chain has an end, begins with what is readable, and has no buffer that ends beyond all addresses. What it
     /// has is described even if not.
     pub whole: bool,
+}
+
+impl Activation {
+    /// Takes out the queue of this number, as a ring. `faults` counts what is wrong with it.
+    ///
+    /// # Errors
+    /// The driver has not made that queue ready.
+    pub fn take_ring(&mut self, index: u16, faults: &Arc<Counter>) -> io::Result<Ring> {
+        let place = self.queues.iter().position(|queue| queue.index == index);
+        let place = place.ok_or_else(|| io::Error::other(format!("the driver has not made queue {index} ready")))?;
+        Ok(Ring::new(self.queues.swap_remove(place), &self.interrupt, faults))
+    }
 }
 
 impl Ring {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rustix::event::epoll::EventFlags;
 
-use super::counter::Counter;
+use super::counter::{Counter, counters};
 use super::ring::{Chain, Ring};
 use super::worker::{Service, Sources, Worker};
 use super::{ActivateError, Activation, VirtioDevice};
@@ -32,13 +32,20 @@ pub struct Rng {
     worker: Option<Worker>,
 }
 
-#[derive(Default)]
-struct Counters {
-    requests: Counter,
-    bytes: Counter,
-    refused: Counter,
-    source_errors: Counter,
-    queue_faults: Arc<Counter>,
+counters! {
+    /// What the device counts.
+    struct Counters {
+        /// Requests, of whatever end.
+        requests: Counter => "requests",
+        /// Bytes that the guest got.
+        bytes: Counter => "bytes",
+        /// Requests that named memory which devices may not touch.
+        refused: Counter => "refused",
+        /// Requests that the source had too little for.
+        source_errors: Counter => "source_errors",
+        /// Queues that could not be used as they were.
+        queue_faults: Arc<Counter> => "queue_faults",
+    }
 }
 
 impl Rng {
@@ -74,18 +81,18 @@ impl VirtioDevice for Rng {
 
     fn read_config(&self, _: u64, _: &mut [u8]) {}
 
-    fn activate(&mut self, activation: Activation) -> std::result::Result<(), ActivateError> {
-        let Activation { memory, queues, interrupt, .. } = activation;
-        let Some(queue) = queues.into_iter().next() else { return Ok(()) };
-        let failed = |operation| move |source| ActivateError { operation, source };
-        let service = Entropy {
-            source: self.source.try_clone().map_err(failed("use the source of random numbers"))?,
-            ring: Ring::new(queue, &interrupt, &self.counters.queue_faults),
-            view: memory.view("rng"),
-            counters: self.counters.clone(),
+    fn activate(&mut self, mut activation: Activation) -> std::result::Result<(), ActivateError> {
+        let mut start = || {
+            let service = Entropy {
+                source: self.source.try_clone()?,
+                ring: activation.take_ring(0, &self.counters.queue_faults)?,
+                view: activation.memory.view("rng"),
+                counters: self.counters.clone(),
+            };
+            Worker::start("rng", service, |service, sources| sources.add(service.ring.notified(), 0, EventFlags::IN))
         };
-        let set_up = |service: &mut Entropy, sources: &Sources| sources.add(service.ring.notified(), 0, EventFlags::IN);
-        self.worker = Some(Worker::start("rng", service, set_up).map_err(failed("start the entropy device's thread"))?);
+        let failed = |source| ActivateError { operation: "start the entropy device's thread", source };
+        self.worker = Some(start().map_err(failed)?);
         Ok(())
     }
 
@@ -102,14 +109,7 @@ impl VirtioDevice for Rng {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        let Counters { requests, bytes, refused, source_errors, queue_faults } = &*self.counters;
-        vec![
-            ("requests", requests.get()),
-            ("bytes", bytes.get()),
-            ("refused", refused.get()),
-            ("source_errors", source_errors.get()),
-            ("queue_faults", queue_faults.get()),
-        ]
+        self.counters.list()
     }
 }
 

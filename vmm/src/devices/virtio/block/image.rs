@@ -30,7 +30,7 @@ const BLKDISCARD: libc::Ioctl = 0x1277;
 const BLKZEROOUT: libc::Ioctl = 0x127f;
 
 /// How many zeros are written at a time where a file system can't make them otherwise.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A raw image.
 #[derive(Debug)]
@@ -141,7 +141,7 @@ impl Image {
     /// Gives up these bytes: whatever they hold afterwards.
     ///
     /// # Errors
-    /// The system's, [`unsupported`] where the file system can't.
+    /// The system's, `EOPNOTSUPP` where the file system can't.
     pub fn discard(&self, offset: u64, size: u64) -> io::Result<()> {
         if self.is_device {
             return self.block_ioctl(BLKDISCARD, offset, size);
