@@ -95,7 +95,8 @@ impl Machine {
             _ => None,
         };
         signal::handle()?;
-        let starts = Arc::new(Starts::default());
+        let parked = (0..).zip(&vcpus).filter(|(_, (_, phase))| matches!(phase, Phase::Parked { .. }));
+        let starts = Arc::new(Starts::new(parked.map(|(id, _)| id).collect()));
         // Before the guest runs, so that whoever sees a sign of it can reach the machine.
         events.emit("vm", "booted", ());
         started(MachineHandle {
@@ -133,15 +134,14 @@ impl Machine {
     }
 }
 
-/// Waits for the first reason to end, and looks at processors that start meanwhile.
+/// Waits for the first reason to end, and looks at processors that are to start meanwhile.
 fn wait_for_end(control: &Control, starts: &Starts) {
     loop {
-        let on_their_way = starts.list();
-        let limit = (!on_their_way.is_empty()).then_some(starts::LOOK_INTERVAL);
+        let (processors, limit) = starts.next_look();
         if control.wait_for_end(limit) {
             return;
         }
-        on_their_way.into_iter().for_each(|id| control.interrupt(id));
+        processors.into_iter().for_each(|id| control.interrupt(id));
     }
 }
 

@@ -49,8 +49,8 @@ enum Next {
     },
     GiveUp(String),
     TripleFault,
-    /// The guest has taken the processor from its parking place by INIT.
-    Lost,
+    /// A parked processor was interrupted, or shut down: look whether the guest has taken it away by INIT.
+    LookWhetherLost,
     /// Refuse the access that the guest is about to make again.
     GeneralProtection,
 }
@@ -85,15 +85,16 @@ pub(crate) fn run(mut vcpu: Box<dyn Vcpu>, mut context: VcpuContext) -> Result<O
                 );
                 return Ok(Some(Stop::Reset));
             }
-            Next::Lost => {
+            Next::LookWhetherLost if parking::is_lost(&vcpu.special_registers()?) => {
                 tracing::warn!(
-                    "the guest starts processor {} by INIT and SIPI, which this isolation can't have: it goes without \
+                    "the guest starts processor {} by INIT and SIPI, which isolation=software can't have: it goes without \
                      that processor (Linux needs CONFIG_ACPI_MADT_WAKEUP to start it)",
                     context.id
                 );
                 context.starts.end(context.id, &context.ram);
                 return Ok(None);
             }
+            Next::LookWhetherLost => {}
             Next::GiveUp(reason) => {
                 let rip = vcpu.registers().map_or(0, |registers| registers.rip);
                 return Err(Error::Vcpu { id: context.id, rip, reason });
@@ -190,14 +191,13 @@ impl VcpuContext {
             Exit::MmioRead { gpa, .. } | Exit::MmioWrite { gpa, .. } if self.ram.layout().locate(gpa).is_some() => {
                 Next::GiveUp(format!("KVM could not reach {gpa:#x} to emulate an instruction there"))
             }
+            Exit::Interrupted | Exit::Shutdown if self.is_parked() => Next::LookWhetherLost,
             // Nothing is there: reads find all ones, writes are lost.
             Exit::MmioRead { .. } | Exit::MmioWrite { .. } | Exit::Interrupted => Next::Run,
             Exit::Halt => Next::GiveUp("it halted, with no interrupt controller to wake it".into()),
             Exit::Shutdown if self.phase == Phase::Launching => {
                 Next::GiveUp("it crashed before it reached the kernel".into())
             }
-            // Its registers are those of real mode, and it found nothing to execute.
-            Exit::Shutdown if self.is_parked() => Next::Lost,
             // A triple fault resets a PC.
             Exit::Shutdown => Next::TripleFault,
             Exit::InternalError { suberror } => {
@@ -388,7 +388,7 @@ mod tests {
         let output = Output::new(SerialConfig::Null).writer(control.clone()).unwrap();
         let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
         let devices = Arc::new(Devices { serial });
-        VcpuContext { id: 0, ram, devices, control, starts: Arc::default(), phase: Phase::Running }
+        VcpuContext { id: 0, ram, devices, control, starts: Arc::new(Starts::new(Vec::new())), phase: Phase::Running }
     }
 
     #[test]

@@ -22,6 +22,9 @@ use super::super::paging;
 core::arch::global_asm!(
     ".pushsection .rodata.umbra_parking, \"a\", @progbits",
     ".balign 16",
+    // Other units of this crate's code may refer to them, nothing else.
+    ".globl umbra_parking_start, umbra_parking_end",
+    ".hidden umbra_parking_start, umbra_parking_end",
     "umbra_parking_start:",
     "2:",
     "mov edx, {parking_port}",
@@ -87,6 +90,12 @@ pub fn has_left(special: &SpecialRegisters, c_bit: u8) -> bool {
     const CR0_PG: u64 = 1 << 31;
     let mark = 1 << c_bit;
     special.cr0 & CR0_PG != 0 && special.cr3 & mark != 0 && special.cr3 & !mark != PARKING_TABLES
+}
+
+/// Whether a parked processor was taken away by INIT: then it is in real mode.
+pub fn is_lost(special: &SpecialRegisters) -> bool {
+    const CR0_PE: u64 = 1;
+    special.cr0 & CR0_PE == 0
 }
 
 #[cfg(test)]
