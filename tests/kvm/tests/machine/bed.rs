@@ -98,6 +98,13 @@ impl Bed {
 }
 
 impl Running<'_> {
+    /// Pauses, which must not wait for anything that may take long.
+    pub fn pauses(&self) -> anyhow::Result<()> {
+        let (handle, (done, paused)) = (self.handle.clone(), mpsc::channel());
+        std::thread::spawn(move || done.send(handle.pause()));
+        Ok(paused.recv_timeout(LIMIT).context("the machine does not pause")??)
+    }
+
     /// How often a processor has given its sign.
     pub fn signs_of(&self, processor: u8) -> anyhow::Result<usize> {
         let screen = std::fs::read_to_string(self.screen).context("cannot read the screen")?;
