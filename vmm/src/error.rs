@@ -93,6 +93,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A machine of no processors.
+    #[error("a machine needs at least one processor: ask for one, or more")]
+    NoProcessor,
+    /// The machine has ended, or is about to.
+    #[error("the machine has ended")]
+    Ended,
     /// A device has more queues than a driver could be told of.
     #[error("device {id} has {queues} queues, and at most {most} are possible: give it fewer")]
     TooManyQueues {

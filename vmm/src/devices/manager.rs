@@ -55,6 +55,8 @@ struct Inventory {
     devices: BTreeMap<u8, Entry>,
     /// How many names were made up so far.
     made_up: u64,
+    /// The machine has ended.
+    ended: bool,
 }
 
 struct Entry {
@@ -167,6 +169,9 @@ impl DeviceManager {
 
     fn insert(&self, wanted: Wanted<'_>) -> Result<(u8, AddedDevice)> {
         let mut inventory = self.inventory();
+        if inventory.ended {
+            return Err(Error::Ended);
+        }
         let slots = 1..PCI_SLOTS;
         let free = slots.clone().find(|slot| !inventory.devices.contains_key(slot));
         let slot = free.ok_or(Error::NoSlot { slots: slots.end - slots.start })?;
@@ -224,6 +229,14 @@ impl DeviceManager {
     /// Lets devices go on.
     pub fn resume(&self) {
         self.inventory().devices.values().for_each(|entry| entry.function().resume());
+    }
+
+    /// The machine has ended: all devices are gone, with all that they had.
+    pub fn end(&self) {
+        let mut inventory = self.inventory();
+        inventory.ended = true;
+        let devices = std::mem::take(&mut inventory.devices);
+        devices.keys().for_each(|slot| drop(self.bus.remove(*slot)));
     }
 
     /// What each device has counted so far, by its name.

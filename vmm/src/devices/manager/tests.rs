@@ -116,6 +116,19 @@ fn a_device_is_there_until_the_guest_lets_go_of_it() {
 }
 
 #[test]
+fn nothing_is_left_when_the_machine_has_ended() {
+    let (vm, manager) = manager();
+    let (alive, lines) = (Arc::default(), vm.interrupt_lines());
+    manager.add("rng", None, Probe::new(&alive)).unwrap();
+    manager.add("rng", None, Probe::new(&alive)).unwrap();
+    manager.end();
+    assert_eq!((alive.load(Ordering::SeqCst), vm.interrupt_lines()), (0, lines));
+    assert!(manager.list().is_empty() && manager.counters().is_empty() && !is_there(&manager, 1));
+    assert!(matches!(manager.add("rng", None, Probe::new(&alive)), Err(Error::Ended)));
+    assert_eq!(alive.load(Ordering::SeqCst), 0);
+}
+
+#[test]
 fn errors_say_what_is_wrong_and_take_nothing() {
     let (vm, manager) = manager();
     let alive = Arc::default();
