@@ -1,5 +1,6 @@
 //! What a machine is made of, as the operator says it.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use arch::x86_64::Isolation;
@@ -17,6 +18,8 @@ pub struct VmConfig {
     pub initramfs: Option<PathBuf>,
     /// The kernel's command line.
     pub command_line: String,
+    /// Processors.
+    pub cpus: CpusConfig,
     /// Guest memory.
     pub memory: MemoryConfig,
     /// What makes it unmappable; `None` for the strongest that the host offers if memory is to be unmappable, and for
@@ -26,6 +29,25 @@ pub struct VmConfig {
     pub conversions: Policy,
     /// The serial console.
     pub serial: SerialConfig,
+    /// The virtio console.
+    pub console: ConsoleConfig,
+    /// Where the guest's random numbers come from; `None` for no such device.
+    pub rng: Option<RngConfig>,
+    /// Disks.
+    pub disks: Vec<DiskConfig>,
+    /// Network devices.
+    pub nets: Vec<NetConfig>,
+    /// The socket device.
+    pub vsock: Option<VsockConfig>,
+    /// The balloon.
+    pub balloon: Option<BalloonConfig>,
+}
+
+/// Processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpusConfig {
+    /// How many there are from the start, at least one.
+    pub boot: u8,
 }
 
 /// Guest memory.
@@ -35,6 +57,90 @@ pub struct MemoryConfig {
     pub size: u64,
     /// Whether it is user-unmappable; `None` if the isolation says so: it is, if an isolation other than none is named.
     pub unmappable: Option<bool>,
+}
+
+/// The virtio console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConsoleConfig {
+    /// There is none.
+    Off,
+    /// Standard input and output.
+    Tty,
+    /// A file, output only.
+    File(PathBuf),
+    /// Nowhere.
+    Null,
+}
+
+/// Where random numbers come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RngConfig {
+    /// The file that is read.
+    pub source: PathBuf,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Its name among the machine's devices; one is made up where there is none.
+    pub id: Option<String>,
+    /// The raw image, a file or a block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub readonly: bool,
+    /// How many queues it has, at least one.
+    pub queues: u16,
+    /// Entries of each queue, a power of two.
+    pub queue_size: u16,
+    /// The serial number that the guest sees, at most 20 bytes.
+    pub serial: Option<String>,
+}
+
+/// A network device, on a tap of the host's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Its name among the machine's devices; one is made up where there is none.
+    pub id: Option<String>,
+    /// The tap interface; the host names a new one where there is none.
+    pub tap: Option<String>,
+    /// The address that the host's side of the tap gets, with its mask.
+    pub host_address: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// The guest's hardware address; one is made up where there is none.
+    pub mac: Option<[u8; 6]>,
+    /// The largest packet in bytes, where it is to be said.
+    pub mtu: Option<u16>,
+    /// Pairs of queues, at least one.
+    pub queue_pairs: u16,
+    /// Entries of each queue, a power of two.
+    pub queue_size: u16,
+    /// Whether checksums may be left to the other side.
+    pub checksum_offload: bool,
+    /// Whether TCP segmentation may be left to the other side.
+    pub tcp_offload: bool,
+    /// Whether UDP segmentation may be left to the other side.
+    pub udp_offload: bool,
+}
+
+/// A socket device, with a unix socket on the host's side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VsockConfig {
+    /// Its name among the machine's devices; one is made up where there is none.
+    pub id: Option<String>,
+    /// The guest's context identifier, at least 3.
+    pub cid: u32,
+    /// The socket that hosts connect to; connections of the guest's to port P go to `SOCKET_P`.
+    pub socket: PathBuf,
+}
+
+/// A balloon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BalloonConfig {
+    /// Bytes that the guest is to give back from the start.
+    pub size: u64,
+    /// Whether the guest may take memory back when it runs out.
+    pub deflate_on_oom: bool,
+    /// Whether the guest reports pages that it does not use.
+    pub free_page_reporting: bool,
 }
 
 /// Where the serial console goes.
@@ -95,6 +201,13 @@ mod tests {
             isolation,
             conversions: Policy::default(),
             serial: SerialConfig::Null,
+            cpus: CpusConfig { boot: 1 },
+            console: ConsoleConfig::Off,
+            rng: None,
+            disks: Vec::new(),
+            nets: Vec::new(),
+            vsock: None,
+            balloon: None,
         }
     }
 

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! * *Revoke*: devices are refused new guards ([`super::guarded`]).
-//! * *Quiesce*: the guards and pins that overlap have ended. Without limit; reported after each second.
+//! * *Quiesce*: the guards and pins that overlap have ended. Without limit; reported after each second, and cut short by a pause.
 //! * *Unmap*, *map*: [`ConversionListener`]s let go of the pages, or take them.
 //! * *Set attribute* and *publish* are done under one lock, that of the ledger. Nothing else is, so waiting and discarding
 //!   go on in parallel.
@@ -106,7 +106,7 @@ impl GuestRam {
         }
         let turn = self.wait_for_turn(request.kind);
         let start = Instant::now();
-        let result = turn.and_then(|()| self.convert_range(request.range, request.to));
+        let result = turn.and_then(|()| self.convert_range(request.range, request.to, request.kind));
         self.count(request.kind, start, result)
     }
 
@@ -117,7 +117,7 @@ impl GuestRam {
     pub fn make_all_private(&self) -> Result<(), ConversionError> {
         for ram in self.layout.ranges() {
             let start = Instant::now();
-            let result = self.convert_range(ram.gpa, PageState::Private);
+            let result = self.convert_range(ram.gpa, PageState::Private, ConversionKind::Host);
             self.count(ConversionKind::Host, start, result)?;
         }
         Ok(())
@@ -131,7 +131,8 @@ impl GuestRam {
     ) -> Result<bool, ConversionError> {
         match &result {
             Ok(true) => self.counters.count_conversion(kind, start.elapsed()),
-            Ok(false) => {}
+            // It comes again.
+            Ok(false) | Err(ConversionError::Interrupted) => {}
             Err(_) => self.counters.count_failure(),
         }
         result
@@ -161,15 +162,13 @@ impl GuestRam {
             if left.is_zero() {
                 return Ok(());
             }
-            if self.is_ending() {
-                return Err(ConversionError::Stopped);
-            }
+            self.check_waiting()?;
             std::thread::sleep(left.min(NAP));
         }
     }
 
     /// Returns whether any page changed.
-    fn convert_range(&self, range: GpaRange, to: PageState) -> Result<bool, ConversionError> {
+    fn convert_range(&self, range: GpaRange, to: PageState, kind: ConversionKind) -> Result<bool, ConversionError> {
         if to == PageState::Private && !self.layout.converts() {
             return Err(ConversionError::NotConvertible { range });
         }
@@ -183,6 +182,9 @@ impl GuestRam {
         for (ram, part) in self.layout.split(range) {
             let mut rest = PageRange::touched(ram.backing_offset(part.start()), part.len());
             while let Some(pages) = rest {
+                if kind != ConversionKind::Host {
+                    self.check_waiting()?;
+                }
                 let ledger = match first.take() {
                     Some(ledger) => ledger,
                     None => {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use arch::x86_64::Isolation;
-use vmm::config::{MemoryConfig, SerialConfig};
+use vmm::config::{CpusConfig, MemoryConfig, SerialConfig};
 use vmm::memory::conversion::{Policy, Rule};
 
 /// The `key=value` pairs of one option, each key at most once and one of `known`.
@@ -82,20 +82,19 @@ fn rule(value: &str) -> Result<Rule, String> {
     }
 }
 
-/// How many processors; one, so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cpus;
-
-/// `--cpus boot=1`
-pub fn cpus(text: &str) -> Result<Cpus, String> {
+/// `--cpus boot=4`
+pub fn cpus(text: &str) -> Result<CpusConfig, String> {
+    let mut config = CpusConfig { boot: 1 };
     for (_, value) in pairs(text, &["boot"])? {
-        match value.parse::<u64>() {
-            Ok(1) => {}
-            Ok(_) => return Err(format!("boot={value} is not possible: this version runs machines of one processor")),
+        config.boot = match value.parse::<u64>() {
+            Ok(count) => u8::try_from(count)
+                .ok()
+                .filter(|count| *count > 0)
+                .ok_or_else(|| format!("boot={value} is not possible: a machine has 1 to 255 processors"))?,
             Err(_) => return Err(format!("boot={value:?} is not a number")),
         }
     }
-    Ok(Cpus)
+    Ok(config)
 }
 
 /// `--serial tty|file=PATH|null`
@@ -178,6 +177,9 @@ mod tests {
         assert!(platform("isolation=magic").unwrap_err().contains("magic"));
         assert_eq!(serial("file=/tmp/x"), Ok(SerialConfig::File("/tmp/x".into())));
         assert!(serial("file=").is_err() && serial("pty").is_err());
-        assert!(cpus("boot=2").is_err() && cpus("max=1").is_err() && cpus("boot=1").is_ok());
+        for bad in ["boot=0", "boot=256", "boot=-1", "boot=99999999999999999999", "max=1", "2"] {
+            assert!(cpus(bad).is_err(), "{bad}");
+        }
+        assert_eq!((cpus("boot=1"), cpus("boot=255")), (Ok(CpusConfig { boot: 1 }), Ok(CpusConfig { boot: 255 })));
     }
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use hypervisor::kvm::KvmHypervisor;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use vmm::config::{MemoryConfig, SerialConfig, VmConfig};
+use vmm::config::{ConsoleConfig, CpusConfig, MemoryConfig, SerialConfig, VmConfig};
 use vmm::console::Output;
 use vmm::events::EventMonitor;
 use vmm::machine::MachineHandle;
@@ -16,7 +16,7 @@ use vmm::memory::conversion::Policy;
 use vmm::{Machine, Stop};
 
 use crate::new_file::NewFile;
-use crate::options::{self, Cpus, Platform};
+use crate::options::{self, Platform};
 
 /// Boot a Linux kernel and run it until it powers off.
 #[derive(clap::Args)]
@@ -41,8 +41,8 @@ pub struct Args {
     #[arg(long, value_name = "size=SIZE[,unmappable=on|off]", default_value = "size=512M", value_parser = options::memory)]
     memory: MemoryConfig,
     /// Processors.
-    #[arg(long, value_name = "boot=1", default_value = "boot=1", value_parser = options::cpus)]
-    cpus: Cpus,
+    #[arg(long, value_name = "boot=N", default_value = "boot=1", value_parser = options::cpus)]
+    cpus: CpusConfig,
     /// Where the serial console goes.
     #[arg(long, value_name = "tty|file=PATH|null", default_value = "tty", value_parser = options::serial)]
     serial: SerialConfig,
@@ -73,7 +73,6 @@ pub struct Args {
 struct Current(Arc<Mutex<(Option<MachineHandle>, bool)>>);
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let Cpus = args.cpus;
     let config = VmConfig {
         kernel: args.kernel.clone(),
         initramfs: args.initramfs.clone(),
@@ -82,6 +81,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         isolation: args.platform.isolation,
         conversions: args.conversions,
         serial: args.serial.clone(),
+        cpus: args.cpus,
+        console: ConsoleConfig::Off,
+        rng: None,
+        disks: Vec::new(),
+        nets: Vec::new(),
+        vsock: None,
+        balloon: None,
     };
     // Caught from here on, acted upon once there is a machine.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context("cannot handle signals")?;

@@ -1,0 +1,400 @@
+//! All connections of a socket device, and what is to be said about them to the guest.
+//!
+//! Whatever is wrong with a connection ends it, and both sides are told: the guest by a reset, a program of the host's by the
+//! end of its socket.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+use rustix::event::epoll::EventFlags;
+
+use super::Counters;
+use super::connection::{Asked, BUFFER, Connection, State};
+use super::listener::Listener;
+use super::muxer::LISTENER;
+use super::packet::{HEADER, HOST_CID, Header, NO_RECEIVE, NO_SEND, STREAM, op};
+use crate::devices::virtio::buffers::Buffers;
+use crate::devices::virtio::ring::{BATCH, Chain};
+use crate::devices::virtio::worker::Sources;
+use crate::memory::guarded::DeviceView;
+
+/// The most connections at a time.
+pub const MAX_CONNECTIONS: usize = 256;
+
+/// How many answers may wait for a guest that takes none before programs of the host's are turned away.
+const MAX_WAITING: usize = 16 * MAX_CONNECTIONS;
+
+/// The first number of a connection, above those that the thread's other tokens have.
+const FIRST_ID: u64 = 16;
+
+/// The first port that a program of the host's gets for its end: far above those that programs choose.
+const FIRST_PORT: u32 = 1 << 30;
+
+/// All connections.
+pub(super) struct Connections {
+    cid: u64,
+    listener: Arc<Listener>,
+    /// Whether the listener is waited for.
+    listening: bool,
+    all: HashMap<u64, Connection>,
+    /// Those that the guest knows of, by the host's port and its own.
+    by_ports: HashMap<(u32, u32), u64>,
+    next_id: u64,
+    next_port: u32,
+    answers: VecDeque<Answer>,
+    /// Those that may have data for the guest, in turn.
+    readable: VecDeque<u64>,
+    counters: Arc<Counters>,
+}
+
+/// A packet without data that is to be sent to the guest.
+struct Answer {
+    ports: (u32, u32),
+    op: u16,
+    flags: u32,
+}
+
+impl Connections {
+    pub fn new(cid: u64, listener: Arc<Listener>, counters: Arc<Counters>) -> Self {
+        Self {
+            cid,
+            listener,
+            listening: true,
+            all: HashMap::new(),
+            by_ports: HashMap::new(),
+            next_id: FIRST_ID,
+            next_port: FIRST_PORT,
+            answers: VecDeque::new(),
+            readable: VecDeque::new(),
+            counters,
+        }
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many answers wait for the guest.
+    pub fn answers(&self) -> usize {
+        self.answers.len()
+    }
+
+    /// Waits for programs of the host's again, if that was given up.
+    pub fn listen(&mut self, sources: &Sources) {
+        if !self.listening {
+            self.listening = sources.add(self.listener.socket(), LISTENER, EventFlags::IN).is_ok();
+        }
+    }
+
+    /// Lets programs of the host's in.
+    pub fn accept(&mut self, sources: &Sources) {
+        for _ in 0..BATCH {
+            let socket = match self.listener.socket().accept() {
+                Ok((socket, _)) => socket,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => {
+                    // No descriptors, most likely: until something else happens.
+                    tracing::warn!("connections to a socket device have to wait: {error}");
+                    self.listening = sources.remove(self.listener.socket()).is_err();
+                    return;
+                }
+            };
+            let full = self.all.len() >= MAX_CONNECTIONS || self.answers.len() >= MAX_WAITING;
+            if full || socket.set_nonblocking(true).is_err() {
+                self.counters.rejected.add(1);
+                continue;
+            }
+            self.add(Connection::new(socket, State::Asking(Vec::new()), (0, 0)), sources);
+        }
+    }
+
+    fn add(&mut self, mut connection: Connection, sources: &Sources) -> Option<u64> {
+        let id = self.next_id;
+        self.next_id += 1;
+        connection.wait(id, sources).ok()?;
+        self.all.insert(id, connection);
+        Some(id)
+    }
+
+    fn answer(&mut self, ports: (u32, u32), op: u16, flags: u32) {
+        self.answers.push_back(Answer { ports, op, flags });
+    }
+
+    /// Ends a connection. Its socket leaves the epoll as it is closed.
+    fn remove(&mut self, id: u64) -> Option<Connection> {
+        let connection = self.all.remove(&id)?;
+        if self.by_ports.get(&connection.ports) == Some(&id) {
+            self.by_ports.remove(&connection.ports);
+        }
+        Some(connection)
+    }
+
+    /// Ends a connection, and tells the guest if it knows of it.
+    fn reset(&mut self, id: u64) {
+        if let Some(connection) = self.remove(id)
+            && !matches!(connection.state, State::Asking(_))
+        {
+            self.answer(connection.ports, op::RESET, 0);
+        }
+    }
+
+    /// After anything that may have changed a connection: ends it if it is over, tells the guest of room, waits for what
+    /// concerns it now.
+    fn settle(&mut self, id: u64, sources: &Sources) {
+        let Some(connection) = self.all.get_mut(&id) else { return };
+        if connection.asked && connection.credit() > 0 {
+            connection.asked = false;
+        }
+        if connection.is_over() || connection.wait(id, sources).is_err() {
+            return self.reset(id);
+        }
+        if connection.should_tell() {
+            connection.telling = true;
+            let ports = connection.ports;
+            self.answer(ports, op::CREDIT_UPDATE, 0);
+        }
+    }
+
+    /// The socket of a connection is ready, for whatever it was waited for.
+    pub fn ready(&mut self, id: u64, sources: &Sources) {
+        let Some(connection) = self.all.get_mut(&id) else { return };
+        match connection.state {
+            State::Asking(_) => self.ask(id),
+            // It is not waited for.
+            State::Requested => {}
+            State::Established => match connection.flush() {
+                Ok(_) => {
+                    if !connection.queued && !connection.ended {
+                        connection.queued = true;
+                        self.readable.push_back(id);
+                    }
+                }
+                Err(_) => self.reset(id),
+            },
+        }
+        self.settle(id, sources);
+    }
+
+    fn ask(&mut self, id: u64) {
+        let Some(connection) = self.all.get_mut(&id) else { return };
+        match connection.ask() {
+            Asked::Nothing => {}
+            Asked::Nonsense => _ = self.remove(id),
+            Asked::Port(port) => {
+                let next = |port: u32| port.wrapping_add(1).max(FIRST_PORT);
+                // There are far more ports than connections.
+                while self.by_ports.contains_key(&(self.next_port, port)) {
+                    self.next_port = next(self.next_port);
+                }
+                let ports = (self.next_port, port);
+                self.next_port = next(self.next_port);
+                (connection.ports, connection.state) = (ports, State::Requested);
+                self.by_ports.insert(ports, id);
+                self.answer(ports, op::REQUEST, 0);
+            }
+        }
+    }
+
+    /// Handles a packet of the guest's. Returns whether it makes sense.
+    pub fn packet(&mut self, view: &DeviceView, mut chain: Chain, sources: &Sources) -> bool {
+        let start = chain.readable.take_first(HEADER as u32);
+        if !chain.whole || chain.writable.size() > 0 || start.size() < HEADER as u64 {
+            return false;
+        }
+        let Ok(mut start) = start.guard(view) else {
+            self.counters.refused.add(1);
+            return false;
+        };
+        let mut bytes = [0; HEADER];
+        start.copy_out(&mut bytes);
+        let header = Header::from_bytes(&bytes);
+        if (header.src_cid, header.dst_cid) != (self.cid, HOST_CID) {
+            return false;
+        }
+        let ports = (header.dst_port, header.src_port);
+        match self.by_ports.get(&ports).copied() {
+            _ if header.kind != STREAM => {
+                self.answer(ports, op::RESET, 0);
+                false
+            }
+            Some(id) => {
+                let sound = self.known(id, &header, view, chain);
+                self.settle(id, sources);
+                sound
+            }
+            None => self.stranger(&header, ports, sources),
+        }
+    }
+
+    /// A packet of a connection.
+    fn known(&mut self, id: u64, header: &Header, view: &DeviceView, chain: Chain) -> bool {
+        let Some(connection) = self.all.get_mut(&id) else { return false };
+        connection.learn(header);
+        match (header.op, &connection.state) {
+            (op::RESPONSE, State::Requested) => match connection.accept() {
+                Ok(()) => self.counters.connections.add(1),
+                Err(_) => self.reset(id),
+            },
+            (op::RESET, state) => {
+                if matches!(state, State::Requested) {
+                    self.counters.rejected.add(1);
+                }
+                self.remove(id);
+            }
+            (op::SHUTDOWN, State::Established) => {
+                connection.guest_shutdown |= header.flags & (NO_RECEIVE | NO_SEND);
+                if connection.flush().is_err() {
+                    self.reset(id);
+                }
+            }
+            (op::DATA, State::Established) => return self.data(id, header.len, view, chain),
+            (op::CREDIT_UPDATE, State::Established) => {}
+            (op::CREDIT_REQUEST, State::Established) => {
+                let ports = connection.ports;
+                self.answer(ports, op::CREDIT_UPDATE, 0);
+            }
+            _ => {
+                self.reset(id);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn data(&mut self, id: u64, size: u32, view: &DeviceView, mut chain: Chain) -> bool {
+        let Some(connection) = self.all.get_mut(&id) else { return false };
+        let data = chain.readable.take_first(size);
+        let taken = if size > BUFFER || data.size() < size.into() {
+            Ok(false)
+        } else if let Ok(data) = data.guard(view) {
+            connection.put(data)
+        } else {
+            self.counters.refused.add(1);
+            Ok(false)
+        };
+        match taken {
+            Ok(true) => self.counters.tx_bytes.add(size.into()),
+            Ok(false) => {
+                self.reset(id);
+                return false;
+            }
+            // The program of the host's has gone: none of the guest's faults.
+            Err(_) => self.reset(id),
+        }
+        true
+    }
+
+    /// A packet of no connection.
+    fn stranger(&mut self, header: &Header, ports: (u32, u32), sources: &Sources) -> bool {
+        match header.op {
+            op::REQUEST => {
+                let room = self.all.len() < MAX_CONNECTIONS;
+                let socket = if room { self.listener.connect(header.dst_port).ok() } else { None };
+                let id = socket.and_then(|socket| {
+                    let mut connection = Connection::new(socket, State::Established, ports);
+                    connection.learn(header);
+                    self.add(connection, sources)
+                });
+                match id {
+                    Some(id) => {
+                        self.by_ports.insert(ports, id);
+                        self.counters.connections.add(1);
+                        self.answer(ports, op::RESPONSE, 0);
+                    }
+                    None => {
+                        self.counters.rejected.add(1);
+                        self.answer(ports, op::RESET, 0);
+                    }
+                }
+                true
+            }
+            // The last of a connection that has ended here already.
+            op::RESET | op::CREDIT_UPDATE => true,
+            op::SHUTDOWN => {
+                self.answer(ports, op::RESET, 0);
+                true
+            }
+            _ => {
+                self.answer(ports, op::RESET, 0);
+                false
+            }
+        }
+    }
+
+    /// Whether there is something for the guest, and how many bytes of data it has room for, at least one.
+    pub fn next(&mut self, sources: &Sources) -> Option<u32> {
+        while self.answers.is_empty() {
+            let id = *self.readable.front()?;
+            let Some(connection) = self.all.get_mut(&id).filter(|connection| connection.guest_receives()) else {
+                self.done(id, sources);
+                continue;
+            };
+            match connection.credit() {
+                0 => {
+                    connection.asked = true;
+                    let ports = connection.ports;
+                    self.done(id, sources);
+                    self.answer(ports, op::CREDIT_REQUEST, 0);
+                }
+                credit => return Some(credit),
+            }
+        }
+        Some(1)
+    }
+
+    /// The first connection in turn has nothing for the guest, for now.
+    fn done(&mut self, id: u64, sources: &Sources) {
+        self.readable.pop_front();
+        if let Some(connection) = self.all.get_mut(&id) {
+            connection.queued = false;
+            self.settle(id, sources);
+        }
+    }
+
+    /// Takes what is next for the guest, its data into this buffer. `None` if there is none after all.
+    pub fn fill(&mut self, mut data: Buffers<'_>, sources: &Sources) -> Option<Header> {
+        if let Some(Answer { ports, op, flags }) = self.answers.pop_front() {
+            let mut header = self.header(ports, op);
+            header.flags = flags;
+            return Some(header);
+        }
+        let id = *self.readable.front()?;
+        let connection = self.all.get_mut(&id)?;
+        let ports = connection.ports;
+        match connection.get(&mut data) {
+            Ok(0) => {
+                connection.ended = true;
+                let flags = connection.own_shutdown();
+                self.done(id, sources);
+                self.answer(ports, op::SHUTDOWN, flags);
+                None
+            }
+            Ok(len) => {
+                self.readable.rotate_left(1);
+                self.counters.rx_bytes.add(len.into());
+                Some(Header { len, ..self.header(ports, op::DATA) })
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.done(id, sources);
+                None
+            }
+            Err(_) => {
+                self.readable.pop_front();
+                self.reset(id);
+                None
+            }
+        }
+    }
+
+    fn header(&mut self, ports: (u32, u32), op: u16) -> Header {
+        let (src_port, dst_port) = ports;
+        let (src_cid, dst_cid) = (HOST_CID, self.cid);
+        let mut header = Header { src_cid, dst_cid, src_port, dst_port, kind: STREAM, op, ..Header::default() };
+        if let Some(connection) = self.by_ports.get(&ports).and_then(|id| self.all.get_mut(id)) {
+            connection.tell(&mut header);
+        }
+        header
+    }
+}
