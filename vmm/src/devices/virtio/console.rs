@@ -8,9 +8,10 @@
 //!   taken. It outlives resets of the device.
 //! * An output that fails is reported once; the guest goes on.
 //!
-//! An output that says it would block is asked again later, so a pause is prompt. One that blocks holds up the device's thread
+//! An output that says it would block ([`output::PromptOutput`]) is asked again later, so a pause is prompt. One that blocks holds up the device's thread
 //! and whoever waits for that: pauses, resets and the end.
 
+pub mod output;
 mod port;
 
 use std::collections::VecDeque;
