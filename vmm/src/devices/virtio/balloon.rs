@@ -78,7 +78,9 @@ impl BalloonSize {
     /// More than there is.
     pub fn set(&self, bytes: u64) -> Result<()> {
         self.target.store(self.check(bytes)?, Ordering::Relaxed);
-        if let Some(interrupt) = &*self.interrupt.lock().unwrap_or_else(PoisonError::into_inner) {
+        // Not under the lock: whoever interrupts may be about to change what is under it.
+        let interrupt = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(interrupt) = interrupt {
             interrupt.config_changed();
         }
         Ok(())
