@@ -4,6 +4,7 @@
 //! where it matters.
 
 mod injected;
+mod interrupts;
 mod pre_fault;
 mod probe;
 mod vcpu;

@@ -24,6 +24,8 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use crate::config::{SerialConfig, VmConfig};
 use crate::console::{self, Output, RawTerminal};
 use crate::devices::Devices;
+use crate::devices::cmos::Cmos;
+use crate::devices::manager::DeviceManager;
 use crate::devices::serial::SerialDevice;
 use crate::events::{self, EventMonitor};
 use crate::memory::{GuestRam, MemoryStatistics, RamOptions};
@@ -83,6 +85,11 @@ impl MachineHandle {
         let _ = self.stops.send(Ok(Stop::Requested));
     }
 
+    /// The devices on its PCI bus.
+    pub fn devices(&self) -> &Arc<DeviceManager> {
+        &self.shared.devices.manager
+    }
+
     /// Figures about its memory.
     pub fn memory_statistics(&self) -> MemoryStatistics {
         self.shared.ram.statistics()
@@ -136,8 +143,15 @@ impl Machine {
         set_up_boot_processor(&*vcpu, &launch)?;
         // Last, since it may create a file: whatever fails before leaves none behind.
         let stop = Arc::new(AtomicBool::new(false));
-        let devices = Devices { serial: SerialDevice::new(line, output.writer(stop.clone())?) };
-        let shared = Shared { ram: Arc::new(ram), devices: Arc::new(devices), stop };
+        let ram = Arc::new(ram);
+        let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), isolation.is_unmappable())?;
+        manager.add_configured(config)?;
+        if let Some(balloon) = &config.balloon {
+            manager.add_balloon(balloon, ram.clone())?;
+        }
+        let serial = SerialDevice::new(line, output.writer(stop.clone())?);
+        let devices = Devices { serial, cmos: Cmos::new(), manager };
+        let shared = Shared { ram, devices: Arc::new(devices), stop };
         Ok(Self { isolation, vcpu, launching: launch.announces, shared, serial: config.serial.clone(), _vm: vm })
     }
 

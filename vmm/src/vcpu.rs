@@ -118,8 +118,15 @@ impl VcpuContext {
             Exit::MmioRead { gpa, .. } | Exit::MmioWrite { gpa, .. } if self.ram.layout().locate(gpa).is_some() => {
                 Next::GiveUp(format!("KVM could not reach {gpa:#x} to emulate an instruction there"))
             }
-            // Nothing is there: reads find all ones, writes are lost.
-            Exit::MmioRead { .. } | Exit::MmioWrite { .. } | Exit::Interrupted => Next::Run,
+            Exit::MmioRead { gpa, data } => {
+                self.devices.read_memory(gpa, data);
+                Next::Run
+            }
+            Exit::MmioWrite { gpa, data } => {
+                self.devices.write_memory(gpa, data);
+                Next::Run
+            }
+            Exit::Interrupted => Next::Run,
             Exit::Halt => Next::GiveUp("it halted, with no interrupt controller to wake it".into()),
             Exit::Shutdown if self.launching => Next::GiveUp("it crashed before it reached the kernel".into()),
             // A triple fault resets a PC.
@@ -226,11 +233,13 @@ mod tests {
     use arch::x86_64::{Isolation, MemoryLayout};
     use hypervisor::model::ModelHypervisor;
     use hypervisor::x86_64::{CpuidEntry, Registers, SpecialRegisters};
-    use hypervisor::{GpaRange, VmType};
+    use hypervisor::{GpaRange, Vm, VmType};
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use crate::config::SerialConfig;
     use crate::console::Output;
+    use crate::devices::cmos::Cmos;
+    use crate::devices::manager::DeviceManager;
     use crate::devices::serial::SerialDevice;
     use crate::memory::RamOptions;
     use crate::memory::conversion::{Policy, Rule};
@@ -282,12 +291,20 @@ mod tests {
     fn context(policy: Policy) -> VcpuContext {
         let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
         let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
-        let ram = Arc::new(GuestRam::new(vm, layout, RamOptions { policy, ..RamOptions::default() }).unwrap());
+        vm.create_irqchip().unwrap();
+        let ram = Arc::new(GuestRam::new(vm.clone(), layout, RamOptions { policy, ..RamOptions::default() }).unwrap());
         ram.make_all_private().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let output = Output::new(SerialConfig::Null).writer(stop.clone()).unwrap();
         let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
-        VcpuContext { id: 0, ram, devices: Arc::new(Devices { serial }), stop, launching: false }
+        let manager = DeviceManager::new(vm, ram.devices().clone(), true).unwrap();
+        VcpuContext {
+            id: 0,
+            ram,
+            devices: Arc::new(Devices { serial, cmos: Cmos::new(), manager }),
+            stop,
+            launching: false,
+        }
     }
 
     #[test]

@@ -14,8 +14,8 @@ pub const CMOS_PORT: u16 = 0x70;
 /// How many ports there are.
 pub const CMOS_PORTS: u16 = 2;
 
-/// Where the century is, as PCs have it and ACPI's fixed table can say (ACPI 6.5, 5.2.9).
-pub const CENTURY: u8 = 0x32;
+/// Where the century is, as PCs have it and ACPI's fixed table says (ACPI 6.5, 5.2.9).
+pub use arch::x86_64::map::CMOS_CENTURY as CENTURY;
 
 /// Register A: not being updated, at 32768 Hz, with the usual rate of interrupts. B: 24 hours, decimal digits, no
 /// interrupts. D: the battery is good.

@@ -9,5 +9,6 @@ mod block_hostile;
 mod console;
 mod driver;
 mod guest;
+mod rng;
 mod vsock;
 mod vsock_hostile;

@@ -3,7 +3,7 @@
 //! Each test program of kvm-tests gets a nested host of its own, so none disturbs another.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::process::Family;
 use crate::workspace;
 
 mod artifacts;
+mod guest;
 mod tally;
 
 use artifacts::Artifact;
@@ -103,12 +104,14 @@ fn run_inside(args: &Args, options: &Options, machine: &Machine) -> Result<Tally
         .into_iter()
         .find(|program| program.name == "umbra" && !program.is_test)
         .context("cargo built no umbra")?;
+    let guest = guest::prepare(options).context("cannot make a guest for the tests")?;
+    let env = [("UMBRA_BIN", umbra.path), ("UMBRA_GUEST", guest)];
 
     let mut tally = Tally::default();
     for program in programs {
         println!("\nlab: tests on real KVM: {}", program.name);
         tally = tally
-            + run_program(&program, &umbra.path, args, options, machine).unwrap_or_else(|error| {
+            + run_program(&program, &env, args, options, machine).unwrap_or_else(|error| {
                 eprintln!("lab: {error:#}\nlab: {} did not run to its end: this counts as a failed test", program.name);
                 Tally { failed: 1, ..Tally::default() }
             });
@@ -116,16 +119,23 @@ fn run_inside(args: &Args, options: &Options, machine: &Machine) -> Result<Tally
     Ok(tally)
 }
 
-fn run_program(program: &Artifact, umbra: &Path, args: &Args, options: &Options, machine: &Machine) -> Result<Tally> {
+fn run_program(
+    program: &Artifact,
+    env: &[(&str, PathBuf)],
+    args: &Args,
+    options: &Options,
+    machine: &Machine,
+) -> Result<Tally> {
     // The names of tests and their results, kept on the way to the terminal.
     let out = workspace::default_out("test");
     let record = out.join(format!("{}.log", program.name));
     let mut argv =
         vec!["sh".into(), "-c".into(), SHOW_AND_RECORD.into(), record.clone().into(), program.path.clone().into()];
     argv.extend(args.filter.iter().map(Into::into));
+    let env = env.iter().map(|(name, value)| ((*name).into(), value.into()));
     let job = Job {
         argv,
-        env: vec![("UMBRA_BIN".into(), umbra.into()), ("CARGO_MANIFEST_DIR".into(), program.package.clone().into())],
+        env: env.chain([("CARGO_MANIFEST_DIR".into(), program.package.clone().into())]).collect(),
         out,
         time_limit: options.time_limit(PROGRAM_LIMIT),
         terminal: Terminal::Stream,
