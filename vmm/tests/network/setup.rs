@@ -7,7 +7,7 @@ use vmm::config::NetConfig;
 use vmm::devices::virtio::VirtioDevice;
 use vmm::devices::virtio::net::Net;
 
-use crate::guest::config as read;
+use crate::guest::{Guest, config as read};
 use crate::packet::PacketSocket;
 use crate::world::{Test, config};
 
@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("an_interface_is_made_and_goes", an_interface_is_made_and_goes),
     ("what_can_t_be_had_is_refused", what_cant_be_had_is_refused),
     ("what_the_driver_is_told", what_the_driver_is_told),
+    ("whatever_is_offered_can_be_agreed_on", whatever_is_offered_can_be_agreed_on),
 ];
 
 fn names() -> Vec<String> {
@@ -91,4 +92,20 @@ fn what_the_driver_is_told() {
     assert_eq!((made_up[0] & 3, made_up), (2, <[u8; 6]>::try_from(read(&without, 0, 6)).unwrap()));
     drop(without);
     assert_ne!(Net::new(&NetConfig { mac: None, ..config() }).unwrap().mac(), made_up);
+}
+
+fn whatever_is_offered_can_be_agreed_on() {
+    let (guest, config) = (Guest::new(), NetConfig { mtu: Some(1500), queue_pairs: 2, ..config() });
+    let mut device = Net::new(&config).unwrap();
+    let offered = device.features();
+    let queues: Vec<_> = (0..5).map(|index| guest.queue(index, 64)).collect();
+    let all: Vec<_> = queues.iter().collect();
+    let one_less = (0..64).filter(|bit| offered >> bit & 1 == 1).map(|bit| offered & !(1 << bit));
+    for features in one_less.chain([offered, 0]) {
+        queues.iter().for_each(|queue| queue.reset(&guest));
+        device.activate(guest.activation(features, &all)).unwrap();
+        device.deactivate();
+    }
+    // Without its first pair it is none.
+    assert!(device.activate(guest.activation(offered, &all[1..])).is_err());
 }

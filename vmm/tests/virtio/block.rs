@@ -237,6 +237,7 @@ fn what_is_no_image_is_refused() {
     let long = DiskConfig { serial: Some("x".repeat(21)), ..disk(good.path()) };
     let odd = DiskConfig { queue_size: 100, ..disk(good.path()) };
     let none = DiskConfig { queues: 0, ..disk(good.path()) };
+    let many = DiskConfig { queues: 65, ..disk(good.path()) };
     let missing = disk(&directory.path().join("missing"));
     let readable = DiskConfig { readonly: true, ..disk(directory.path()) };
     let cases = [
@@ -246,7 +247,8 @@ fn what_is_no_image_is_refused() {
         (disk(small.path()), "has 511 bytes"),
         (long, "more than 20 bytes"),
         (odd, "power of two"),
-        (none, "no queues"),
+        (none, "1 to 64 queues"),
+        (many, "1 to 64 queues"),
         (missing, "cannot open disk image"),
     ];
     for (config, expected) in cases {

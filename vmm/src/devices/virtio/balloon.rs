@@ -11,8 +11,9 @@
 //! * A request that names no RAM is counted, and those of its pages that are RAM are given back all the same.
 //! * A request is for at most [`MAX_PAGES`] pages, so that pauses are prompt.
 
+mod requests;
+
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -22,12 +23,12 @@ use rustix::event::epoll::EventFlags;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 use super::counter::{Counter, counters};
-use super::ring::{Chain, Ring};
-use super::worker::{Service, Sources, Worker};
+use super::ring::Ring;
+use super::worker::Worker;
 use super::{ActivateError, Activation, Interrupt, VirtioDevice, read_bytes};
 use crate::config::BalloonConfig;
-use crate::memory::guarded::DeviceView;
 use crate::{Error, Result};
+use requests::Queues;
 
 /// Features (virtio 1.3, 5.5.3).
 pub const VIRTIO_BALLOON_F_DEFLATE_ON_OOM: u32 = 2;
@@ -77,7 +78,9 @@ impl BalloonSize {
     /// More than there is.
     pub fn set(&self, bytes: u64) -> Result<()> {
         self.target.store(self.check(bytes)?, Ordering::Relaxed);
-        if let Some(interrupt) = &*self.interrupt.lock().unwrap_or_else(PoisonError::into_inner) {
+        // Not under the lock: whoever interrupts may be about to change what is under it.
+        let interrupt = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(interrupt) = interrupt {
             interrupt.config_changed();
         }
         Ok(())
@@ -218,82 +221,4 @@ impl VirtioDevice for Balloon {
         counters.extend([("target_bytes", self.size.target()), ("actual_bytes", self.size.actual())]);
         counters
     }
-}
-
-/// The queues, by their numbers, and what works on them.
-struct Queues {
-    rings: Vec<(u64, Ring)>,
-    view: DeviceView,
-    pages: Arc<dyn ReclaimPages>,
-    counters: Arc<Counters>,
-}
-
-impl Service for Queues {
-    fn ready(&mut self, token: u64, _: &Sources) -> ControlFlow<()> {
-        let Self { rings, view, pages, counters } = self;
-        if let Some((_, ring)) = rings.iter_mut().find(|(number, _)| *number == token) {
-            ring.serve(view, |chain| {
-                let done = match token {
-                    INFLATE => inflate(view, &**pages, counters, &chain),
-                    DEFLATE => deflate(view, counters, &chain),
-                    REPORT => report(&**pages, counters, &chain),
-                    _ => None,
-                };
-                if done.is_none() {
-                    counters.failed.add(1);
-                }
-                0
-            });
-        }
-        ControlFlow::Continue(())
-    }
-}
-
-/// The guest gives pages back. `None` if not all of them are such as may be.
-fn inflate(view: &DeviceView, pages: &dyn ReclaimPages, counters: &Counters, chain: &Chain) -> Option<()> {
-    let mut numbers = page_numbers(view, counters, chain)?;
-    numbers.sort_unstable();
-    let mut done = Some(());
-    for run in numbers.chunk_by(|page, next| *next == page.wrapping_add(1)) {
-        let range = GpaRange::new(u64::from(run[0]) * PAGE_SIZE, run.len() as u64 * PAGE_SIZE).ok();
-        match range.map(|range| pages.reclaim(range)) {
-            Some(Ok(())) => counters.inflated.add(run.len() as u64 * PAGE_SIZE),
-            _ => done = None,
-        }
-    }
-    done
-}
-
-/// The guest takes pages again: their memory comes as it uses them.
-fn deflate(view: &DeviceView, counters: &Counters, chain: &Chain) -> Option<()> {
-    let numbers = page_numbers(view, counters, chain)?;
-    counters.deflated.add(numbers.len() as u64 * PAGE_SIZE);
-    Some(())
-}
-
-/// The guest reports memory that it does not use until the chain is used: the buffers themselves.
-fn report(pages: &dyn ReclaimPages, counters: &Counters, chain: &Chain) -> Option<()> {
-    if !chain.whole || chain.readable.size() > 0 {
-        return None;
-    }
-    let mut done = Some(());
-    for (gpa, size) in chain.writable.iter() {
-        match GpaRange::new(gpa.0, size as u64).map(|range| pages.reclaim(range)) {
-            Ok(Ok(())) => counters.reported.add(size as u64),
-            _ => done = None,
-        }
-    }
-    done
-}
-
-/// The pages that a request names, by their numbers (virtio 1.3, 5.5.6).
-fn page_numbers(view: &DeviceView, counters: &Counters, chain: &Chain) -> Option<Vec<u32>> {
-    let size = usize::try_from(chain.readable.size()).ok()?;
-    if !chain.whole || !size.is_multiple_of(size_of::<u32>()) || size > MAX_PAGES * size_of::<u32>() {
-        return None;
-    }
-    let mut buffers = chain.readable.guard(view).inspect_err(|_| counters.refused.add(1)).ok()?;
-    let mut bytes = vec![0; size];
-    buffers.copy_out(&mut bytes);
-    Some(bytes.as_chunks().0.iter().map(|number| u32::from_le_bytes(*number)).collect())
 }

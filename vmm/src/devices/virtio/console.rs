@@ -8,26 +8,27 @@
 //!   taken. It outlives resets of the device.
 //! * An output that fails is reported once; the guest goes on.
 //!
-//! An output that says it would block is asked again later, so a pause is prompt. One that blocks holds up the device's thread
+//! An output that says it would block ([`output::PromptOutput`]) is asked again later, so a pause is prompt. One that blocks holds up the device's thread
 //! and whoever waits for that: pauses, resets and the end.
+
+pub mod output;
+mod port;
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::epoll::EventFlags;
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use rustix::time::{TimerfdClockId, TimerfdFlags};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::counter::{Counter, counters};
-use super::ring::{BATCH, Chain, Ring};
-use super::worker::{Service, Sources, Worker};
+use super::worker::Worker;
 use super::{ActivateError, Activation, VirtioDevice};
-use crate::memory::guarded::DeviceView;
 use crate::{Error, Result};
+use port::Port;
 
 /// Entries of its queues.
 const QUEUE_SIZE: u16 = 64;
@@ -37,9 +38,6 @@ pub const MAX_OUTPUT: usize = 64 << 10;
 
 /// The most bytes of input that are held.
 pub const MAX_INPUT: usize = 64 << 10;
-
-/// When an output is asked again that would have blocked.
-const ASK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
 /// Its queues (virtio 1.3, 5.3.2).
 const RECEIVE: u16 = 0;
@@ -185,135 +183,4 @@ impl VirtioDevice for Console {
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.counters.list()
     }
-}
-
-/// The port and its queues.
-struct Port {
-    receive: Ring,
-    transmit: Ring,
-    view: DeviceView,
-    output: Output,
-    /// What the output has not taken yet.
-    pending: VecDeque<u8>,
-    input: Arc<ConsoleInput>,
-    /// Runs while an output would block.
-    timer: OwnedFd,
-    counters: Arc<Counters>,
-}
-
-impl Service for Port {
-    fn ready(&mut self, token: u64, _: &Sources) -> ControlFlow<()> {
-        match token {
-            INPUT => {
-                let _ = rustix::io::read(&*self.input, &mut [0; 8]);
-                self.receive();
-            }
-            TIMER => {
-                let _ = rustix::io::read(&self.timer, &mut [0; 8]);
-                self.transmit();
-            }
-            token if token == u64::from(RECEIVE) => {
-                self.receive.begin(&self.view);
-                self.receive();
-            }
-            _ => {
-                self.transmit.begin(&self.view);
-                self.transmit();
-            }
-        }
-        ControlFlow::Continue(())
-    }
-}
-
-impl Port {
-    /// Gives the guest what input there is.
-    fn receive(&mut self) {
-        let Self { receive, view, input, counters, .. } = self;
-        for _ in 0..BATCH {
-            let mut held = input.held();
-            if held.is_empty() {
-                return receive.announce(view);
-            }
-            let Some(chain) = receive.take(view) else { return receive.announce(view) };
-            let written = fill(view, counters, &chain, &mut held);
-            drop(held);
-            receive.put_used(view, chain.head, written);
-        }
-        receive.announce(view);
-        receive.again();
-    }
-
-    /// Gives the output what the guest wrote.
-    fn transmit(&mut self) {
-        let Self { transmit, view, output, pending, counters, timer, .. } = self;
-        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-        for _ in 0..BATCH {
-            if !put_out(&mut **output, pending, counters) {
-                let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: ASK_AGAIN };
-                if rustix::time::timerfd_settime(&*timer, TimerfdTimerFlags::empty(), &once).is_ok() {
-                    return transmit.announce(view);
-                }
-            }
-            let Some(chain) = transmit.take(view) else { return transmit.announce(view) };
-            take_over(view, counters, &chain, pending);
-            transmit.put_used(view, chain.head, 0);
-        }
-        transmit.announce(view);
-        transmit.again();
-    }
-}
-
-/// Fills a chain with input, and says with how much.
-fn fill(view: &DeviceView, counters: &Counters, chain: &Chain, held: &mut VecDeque<u8>) -> u32 {
-    let sound = chain.whole && chain.readable.size() == 0;
-    let buffers = if sound { chain.writable.guard(view).inspect_err(|_| counters.refused.add(1)).ok() } else { None };
-    let Some(mut buffers) = buffers else {
-        counters.failed.add(1);
-        return 0;
-    };
-    let count = buffers.copy_in(held.make_contiguous());
-    held.drain(..count);
-    counters.input_bytes.add(count as u64);
-    // It fits: no more than MAX_INPUT is held.
-    count as u32
-}
-
-/// Takes over what a chain of the guest's says.
-fn take_over(view: &DeviceView, counters: &Counters, chain: &Chain, pending: &mut VecDeque<u8>) {
-    let size = chain.readable.size();
-    if !chain.whole || size > MAX_OUTPUT as u64 {
-        return counters.failed.add(1);
-    }
-    let Ok(mut buffers) = chain.readable.guard(view) else {
-        counters.refused.add(1);
-        return counters.failed.add(1);
-    };
-    let mut bytes = vec![0; size as usize];
-    buffers.copy_out(&mut bytes);
-    pending.extend(bytes);
-}
-
-/// Writes what is pending. `false` if the output would block.
-fn put_out(output: &mut dyn Write, pending: &mut VecDeque<u8>, counters: &Counters) -> bool {
-    while !pending.is_empty() {
-        match output.write(pending.make_contiguous()) {
-            Ok(count) if count > 0 => {
-                pending.drain(..count);
-                counters.output_bytes.add(count as u64);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            result => {
-                if counters.lost_bytes.get() == 0 {
-                    tracing::warn!("output of the console is lost: {result:?}");
-                }
-                counters.lost_bytes.add(pending.len() as u64);
-                pending.clear();
-            }
-        }
-    }
-    if let Err(error) = output.flush() {
-        tracing::debug!("the console's output can't be flushed: {error}");
-    }
-    true
 }

@@ -231,7 +231,7 @@ impl Ranges {
             left -= part;
             first.push_back((gpa, part));
             if part < length {
-                self.0.push_front((gpa.wrapping_add(part.into()), length - part));
+                self.0.push_front((gpa.saturating_add(part.into()), length - part));
             }
         }
         Self(first)
@@ -242,7 +242,7 @@ impl Ranges {
         while let Some((gpa, length)) = self.0.pop_back() {
             if let Some(rest) = length.checked_sub(1) {
                 self.0.push_back((gpa, rest));
-                return Some(Self(VecDeque::from([(gpa.wrapping_add(rest.into()), 1)])));
+                return Some(Self(VecDeque::from([(gpa.saturating_add(rest.into()), 1)])));
             }
         }
         None

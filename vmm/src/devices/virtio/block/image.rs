@@ -25,6 +25,9 @@ pub const SECTOR: u64 = 512;
 /// Bytes of the serial number that the guest sees.
 pub const SERIAL_BYTES: usize = 20;
 
+/// The most queues of a disk, each of which is a thread.
+const MAX_QUEUES: u16 = 64;
+
 /// Linux `include/uapi/linux/fs.h`: `_IO(0x12, 119)` and `_IO(0x12, 127)`.
 const BLKDISCARD: libc::Ioctl = 0x1277;
 const BLKZEROOUT: libc::Ioctl = 0x127f;
@@ -60,8 +63,8 @@ impl Image {
             Some(start) => start.copy_from_slice(serial),
             None => return Err(bad(format!("its serial number has more than {SERIAL_BYTES} bytes: shorten it"))),
         }
-        if config.queues == 0 {
-            return Err(bad("it has no queues: give it one for each processor, or one".into()));
+        if !(1..=MAX_QUEUES).contains(&config.queues) {
+            return Err(bad(format!("it needs 1 to {MAX_QUEUES} queues: one for each processor is enough")));
         }
         if !config.queue_size.is_power_of_two() || !(4..=1024).contains(&config.queue_size) {
             return Err(bad("its queues need a power of two of entries, from 4 to 1024".into()));

@@ -35,17 +35,20 @@ pub fn features(config: &NetConfig, segments_udp: bool) -> u64 {
     offered.iter().filter(|(on, _)| *on).fold(0, |all, (_, bits)| all | bits)
 }
 
-/// What a tap is told for these features (Linux `include/uapi/linux/if_tun.h`, `TUN_F_*`).
+/// What a tap is told for these features (Linux `include/uapi/linux/if_tun.h`, `TUN_F_*`). It takes segments with
+/// checksums only, and UDP's for both protocols or none: where a driver agrees on less, frames come whole.
 pub fn tap_offloads(features: u64) -> libc::c_uint {
+    let has = |numbers: &[u32]| features & bits(numbers) == bits(numbers);
+    if !has(&[VIRTIO_NET_F_GUEST_CSUM]) {
+        return 0;
+    }
     let known = [
-        (VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
-        (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
-        (VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
-        (VIRTIO_NET_F_GUEST_UFO, libc::TUN_F_UFO),
-        (VIRTIO_NET_F_GUEST_USO4, libc::TUN_F_USO4),
-        (VIRTIO_NET_F_GUEST_USO6, libc::TUN_F_USO6),
+        (has(&[VIRTIO_NET_F_GUEST_TSO4]), libc::TUN_F_TSO4),
+        (has(&[VIRTIO_NET_F_GUEST_TSO6]), libc::TUN_F_TSO6),
+        (has(&[VIRTIO_NET_F_GUEST_UFO]), libc::TUN_F_UFO),
+        (has(&[VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6]), libc::TUN_F_USO4 | libc::TUN_F_USO6),
     ];
-    known.iter().filter(|(bit, _)| features >> bit & 1 == 1).fold(0, |all, (_, offload)| all | offload)
+    known.iter().filter(|(agreed, _)| *agreed).fold(libc::TUN_F_CSUM, |all, (_, offload)| all | offload)
 }
 
 #[cfg(test)]
@@ -57,6 +60,8 @@ mod tests {
         assert_eq!(tap_offloads(0), 0);
         assert_eq!(tap_offloads(GUEST_OFFLOADS), 0x77);
         assert_eq!(tap_offloads(bits(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO6])), 5);
+        assert_eq!(tap_offloads(bits(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_USO4])), 1);
+        assert_eq!(tap_offloads(bits(&[VIRTIO_NET_F_GUEST_TSO4])), 0);
         // What the guest leaves to the host is none of the tap's.
         assert_eq!(tap_offloads(bits(&[VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4])), 0);
     }
