@@ -83,6 +83,16 @@ impl MachineHandle {
         let _ = self.stops.send(Ok(Stop::Requested));
     }
 
+    /// Ends the machine, to be built anew.
+    pub fn reset(&self) {
+        let _ = self.stops.send(Ok(Stop::Reset));
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &Arc<GuestRam> {
+        &self.shared.ram
+    }
+
     /// Figures about its memory.
     pub fn memory_statistics(&self) -> MemoryStatistics {
         self.shared.ram.statistics()
@@ -102,7 +112,8 @@ impl Machine {
     ) -> Result<Self> {
         let isolation = config.resolve_isolation(hypervisor.caps())?;
         let supported = hypervisor.supported_cpuid()?;
-        let layout = MemoryLayout::new(isolation, config.memory.size, cpuid::address_bits(&supported))?;
+        let layout = MemoryLayout::new(isolation, config.memory.size, cpuid::address_bits(&supported))?
+            .reserving(config.memory.window)?;
         let kernel = read(&config.kernel, "kernel", MAX_KERNEL_FILE)?;
         let kernel =
             KernelImage::parse(&kernel).map_err(|source| Error::Kernel { path: config.kernel.clone(), source })?;
