@@ -26,7 +26,7 @@ impl Unsupported {
 }
 
 /// A machine.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
     /// Processors; one by default.
@@ -121,6 +121,13 @@ pub struct VmConfig {
     /// Refused unless empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub landlock_rules: Option<Unsupported>,
+}
+
+impl VmConfig {
+    /// A machine that boots this, and says nothing else.
+    pub fn new(payload: PayloadConfig) -> Self {
+        Self { payload, ..Self::default() }
+    }
 }
 
 /// What to boot.
