@@ -3,6 +3,7 @@
 //! Thin: each trait method is one ioctl and a translation. What KVM does beyond its documentation stands at the place
 //! where it matters.
 
+mod immediate_exit;
 mod injected;
 mod pre_fault;
 mod probe;

@@ -64,6 +64,14 @@ impl Vm for ObservedVm {
         self.vm.filter_msrs(filter)
     }
 
+    fn clock(&self) -> Result<u64> {
+        self.vm.clock()
+    }
+
+    fn set_clock(&self, nanoseconds: u64) -> Result<()> {
+        self.vm.set_clock(nanoseconds)
+    }
+
     fn create_guest_memfd(&self, size: u64) -> Result<Arc<GuestMemfd>> {
         self.vm.create_guest_memfd(size)
     }

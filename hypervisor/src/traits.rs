@@ -43,6 +43,12 @@ pub trait Vm: Send + Sync {
     /// Sends reads and writes of these MSRs out as [`Exit::MsrRead`] and [`Exit::MsrWrite`]. Replaces the last filter.
     fn filter_msrs(&self, filter: &[MsrFilter]) -> Result<()>;
 
+    /// The nanoseconds that the guest's paravirtual clock shows.
+    fn clock(&self) -> Result<u64>;
+
+    /// Sets the guest's paravirtual clock.
+    fn set_clock(&self, nanoseconds: u64) -> Result<()>;
+
     /// Creates private memory of `size` bytes for this VM. No process can map, read or write it.
     fn create_guest_memfd(&self, size: u64) -> Result<Arc<GuestMemfd>>;
 
@@ -80,8 +86,28 @@ pub struct MsrFilter {
     pub reads: bool,
 }
 
+/// Makes a vCPU's runs come back, from any thread.
+pub trait Interrupter: Send + Sync {
+    /// While it is on, each [`Vcpu::run`] that begins comes back with [`Exit::Interrupted`], as soon as the last exit's
+    /// answer is with the guest. One that has begun goes on until its thread gets a signal.
+    fn set(&self, on: bool);
+}
+
 /// One virtual processor.
 pub trait Vcpu: Send {
+    /// What makes its runs come back. It may be kept longer than the vCPU.
+    fn interrupter(&self) -> Result<Arc<dyn Interrupter>>;
+
+    /// Lets it run from its registers, instead of waiting for INIT and SIPI as all but the first do.
+    fn start_at_once(&self) -> Result<()>;
+
+    /// Gives the guest a non-maskable interrupt.
+    fn inject_nmi(&self) -> Result<()>;
+
+    /// Tells the guest's paravirtual clock, if it uses one, that the vCPU stood still: what watches for processors that
+    /// hang then takes no offence.
+    fn excuse_pause(&self) -> Result<()>;
+
     /// Runs the guest until it needs the VMM. Nothing is converted here.
     fn run(&mut self) -> Result<Exit<'_>>;
 

@@ -4,13 +4,13 @@
 //! guest reads or not, and Ctrl-A Ctrl-A sends one Ctrl-A. The terminal gets back its settings when the [`RawTerminal`] is
 //! dropped.
 //!
-//! An output that takes nothing (a pipe that nobody reads) holds the guest up, but never the end of the machine.
+//! An output that takes nothing (a pipe that nobody reads) holds the guest up, but never the end of the machine nor its
+//! pauses: what a vCPU is writing when the machine pauses is kept, and written before anything else.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,7 +18,8 @@ use rustix::termios::{self, OptionalActions, Termios};
 
 use crate::config::SerialConfig;
 use crate::devices::Devices;
-use crate::{Error, Result};
+use crate::machine::Control;
+use crate::{Error, Result, Stop};
 
 /// Ctrl-A.
 const ESCAPE: u8 = 1;
@@ -44,11 +45,11 @@ impl Output {
         Self { config, opened: OnceLock::new() }
     }
 
-    /// A writer for one machine, which gives up once `stop` is set.
+    /// A writer for one machine, which waits no longer than it lives and runs.
     ///
     /// # Errors
     /// A file that can't be created.
-    pub(crate) fn writer(&self, stop: Arc<AtomicBool>) -> Result<Box<dyn Write + Send>> {
+    pub(crate) fn writer(&self, control: Arc<Control>) -> Result<Box<dyn Write + Send>> {
         let opened = match self.opened.get() {
             Some(opened) => opened.clone(),
             None => {
@@ -57,7 +58,7 @@ impl Output {
             }
         };
         Ok(match opened {
-            Some(file) => Box::new(Patient { file, stop }),
+            Some(file) => Box::new(Patient { file, control, kept: Vec::new() }),
             None => Box::new(io::sink()),
         })
     }
@@ -79,23 +80,50 @@ impl Output {
     }
 }
 
-/// A writer that waits until its file takes something, but not longer than the machine lives.
+/// A writer that waits until its file takes something, but not longer than the machine lives and runs.
 struct Patient {
     file: Arc<OwnedFd>,
-    stop: Arc<AtomicBool>,
+    control: Arc<Control>,
+    /// What a pause came in between of: a byte for each vCPU and pause, at the most.
+    kept: Vec<u8>,
+}
+
+impl Patient {
+    /// Waits until the file takes something. `false` if the machine ends or pauses first.
+    fn wait(&self) -> io::Result<bool> {
+        while !self.control.is_ending() && !self.control.is_paused() {
+            let mut ready = [PollFd::new(&*self.file, PollFlags::OUT)];
+            match poll(&mut ready, Some(&LOOK)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return Ok(true),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(false)
+    }
 }
 
 impl Write for Patient {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        while !self.stop.load(Ordering::Acquire) {
-            let mut ready = [PollFd::new(&*self.file, PollFlags::OUT)];
-            match poll(&mut ready, Some(&LOOK)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => return rustix::io::write(&*self.file, bytes).map_err(Into::into),
-                Err(errno) => return Err(errno.into()),
+        self.kept.extend_from_slice(bytes);
+        while !self.kept.is_empty() {
+            match self.wait() {
+                Ok(true) => match rustix::io::write(&*self.file, &self.kept) {
+                    Ok(written) => drop(self.kept.drain(..written)),
+                    Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                    Err(errno) => {
+                        self.kept.clear();
+                        return Err(errno.into());
+                    }
+                },
+                // Nobody waits for what a machine that has ended still says; a paused one says it later.
+                Ok(false) => break,
+                Err(error) => {
+                    self.kept.clear();
+                    return Err(error);
+                }
             }
         }
-        // Nobody waits for what a machine that has ended still says.
         Ok(bytes.len())
     }
 
@@ -139,14 +167,15 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Carries standard input to the guest until `stop`, the end of the input, or Ctrl-A x, for which it calls `quit`.
-pub fn carry_input(devices: &Devices, stop: &AtomicBool, escapes: bool, quit: impl FnOnce()) {
+/// Carries standard input to the guest until the machine or the input ends, or Ctrl-A x ends the machine. A paused machine
+/// gets none; keys are kept for it.
+pub(crate) fn carry_input(devices: &Devices, control: &Control, escapes: bool) {
     let stdin = io::stdin();
     let mut filter = EscapeFilter { escapes, pending: false };
     let mut pending = VecDeque::new();
     let mut buffer = [0; 256];
     let mut open = true;
-    while !stop.load(Ordering::Acquire) && (open || !pending.is_empty()) {
+    while !control.is_ending() && (open || !pending.is_empty()) {
         // Keys are always read, for the escape among them; a pipe only when the guest has taken what came before.
         let listen = open && (escapes || pending.is_empty());
         let mut ready = [PollFd::new(&stdin, PollFlags::IN)];
@@ -164,10 +193,11 @@ pub fn carry_input(devices: &Devices, stop: &AtomicBool, escapes: bool, quit: im
         };
         match filter.pass(&buffer[..count]) {
             Some(bytes) => pending.extend(bytes),
-            None => return quit(),
+            None => return control.end(Ok(Stop::Requested)),
         }
         pending.truncate(MAX_PENDING);
-        let taken = if pending.is_empty() { 0 } else { devices.serial.input(pending.make_contiguous()) };
+        let waits = pending.is_empty() || control.is_paused();
+        let taken = if waits { 0 } else { devices.serial.input(pending.make_contiguous()) };
         pending.drain(..taken);
     }
 }

@@ -17,6 +17,16 @@ pub struct Devices {
 }
 
 impl Devices {
+    /// Makes all devices that work by themselves stand still. The serial port works on vCPUs' threads only.
+    pub fn pause(&self) {
+        // MERGE: self.manager.pause()
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) {
+        // MERGE: self.manager.resume()
+    }
+
     /// The guest reads a port. `data` holds all ones.
     pub fn read(&self, port: u16, data: &mut [u8]) {
         match port {

@@ -93,6 +93,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A machine of no processors.
+    #[error("a machine needs at least one processor: ask for one, or more")]
+    NoProcessor,
+    /// The machine has ended, or is about to.
+    #[error("the machine has ended")]
+    Ended,
     /// A vCPU stopped for a reason that nothing can be done about.
     #[error("vCPU {id} stopped at {rip:#x}: {reason}")]
     Vcpu {

@@ -9,6 +9,8 @@
 //! | [`guarded`] | the attribute map, and access to shared pages that conversions wait for |
 //! | [`conversion`] | the steps of a conversion, their undo, policy, listeners |
 //! | [`discards`] | giving back the memory of the side that pages have left |
+//! | `interruption` | cutting waits short when the machine pauses or ends |
+//! | `open_copies` | what the guest leaves in shared memory that is always open |
 //! | `ledger` | what changes under one lock |
 //! | `lent` | pages that KVM itself writes to |
 //! | [`event`], `statistics` | what is told of all this |
@@ -27,11 +29,13 @@ pub mod conversion;
 pub mod discards;
 pub mod event;
 pub mod guarded;
+mod interruption;
 mod ledger;
 mod lent;
+mod open_copies;
 mod statistics;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex};
 
 use arc_swap::ArcSwap;
@@ -107,6 +111,8 @@ pub struct GuestRam {
     counters: Counters,
     observer: Arc<MemoryObserver>,
     ending: AtomicBool,
+    /// The machine pauses.
+    interrupted: AtomicBool,
 }
 
 impl GuestRam {
@@ -156,6 +162,7 @@ impl GuestRam {
             counters: Counters::default(),
             observer,
             ending: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
         };
         for range in ram.layout.ranges() {
             for alias in &range.aliases {
@@ -253,16 +260,6 @@ impl GuestRam {
         }
         let at = usize::try_from(offset).map_err(|_| refused())?;
         self.shared.mapping().as_volatile_slice().write_slice(data, at).map_err(|_| refused())
-    }
-
-    /// Ends conversions early, now and from now on: the machine stops.
-    pub fn end_conversions(&self) {
-        self.ending.store(true, Ordering::Release);
-        self.conversion_ended.notify_all();
-    }
-
-    fn is_ending(&self) -> bool {
-        self.ending.load(Ordering::Acquire)
     }
 }
 

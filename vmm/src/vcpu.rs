@@ -1,18 +1,26 @@
 //! A vCPU's life: run, answer the exit, run again, until the machine stops.
+//!
+//! Between an exit and the next run the vCPU rests if the machine is paused. A conversion that a pause interrupts is made
+//! anew afterwards, before the exit is answered, so the guest sees nothing of it.
+
+mod phase;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use arch::x86_64::map::LAUNCH_PORT;
-use arch::x86_64::private_faults;
+use arch::x86_64::launch::parking;
+use arch::x86_64::map::{LAUNCH_PORT, LEAVING_PORT, PARKING_PORT};
+use arch::x86_64::private_faults::{self, ConversionRequest};
 use hypervisor::{Exit, MapGpaRange, MapGpaRangeReply, MemoryFault, Vcpu};
 
 use crate::devices::Devices;
 use crate::devices::power::PowerRequest;
 use crate::error::chain;
+use crate::machine::{Control, Order, Starts};
 use crate::memory::{ConversionError, GuestRam};
 use crate::paravirtual::{self, MsrAnswer};
 use crate::{Error, Result, Stop};
+
+pub(crate) use phase::Phase;
 
 /// A fault that comes back this often at one page, with nothing else between, is one that retrying does not resolve.
 const MAX_REPEATED_FAULTS: u32 = 64;
@@ -22,10 +30,12 @@ pub(crate) struct VcpuContext {
     pub(crate) id: u8,
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) devices: Arc<Devices>,
-    /// Set when the machine is to stop.
-    pub(crate) stop: Arc<AtomicBool>,
-    /// Set while launch code runs that has not said yet that it is done.
-    pub(crate) launching: bool,
+    /// What the machine's threads are told.
+    pub(crate) control: Arc<Control>,
+    /// Processors that the guest has woken.
+    pub(crate) starts: Arc<Starts>,
+    /// What the processor is at.
+    pub(crate) phase: Phase,
 }
 
 /// What an exit comes to.
@@ -39,15 +49,18 @@ enum Next {
     },
     GiveUp(String),
     TripleFault,
+    /// A parked processor was interrupted, or shut down: look whether the guest has taken it away by INIT.
+    LookWhetherLost,
     /// Refuse the access that the guest is about to make again.
     GeneralProtection,
 }
 
-/// Runs a vCPU until the machine stops. `None` if it was told to.
+/// Runs a vCPU until the machine stops. `None` if it was told to, or if this processor alone comes to its end.
 pub(crate) fn run(mut vcpu: Box<dyn Vcpu>, mut context: VcpuContext) -> Result<Option<Stop>> {
     let mut faults = RepeatedFaults::default();
-    while !context.stop.load(Ordering::Acquire) {
+    while context.may_run(&*vcpu)? {
         let next = context.answer(vcpu.run()?, &mut faults)?;
+        context.look_whether_it_has_left(&*vcpu)?;
         match next {
             Next::Run => {}
             Next::Stop(stop) => return Ok(Some(stop)),
@@ -72,6 +85,16 @@ pub(crate) fn run(mut vcpu: Box<dyn Vcpu>, mut context: VcpuContext) -> Result<O
                 );
                 return Ok(Some(Stop::Reset));
             }
+            Next::LookWhetherLost if parking::is_lost(&vcpu.special_registers()?) => {
+                tracing::warn!(
+                    "the guest starts processor {} by INIT and SIPI, which isolation=software can't have: it goes without \
+                     that processor (Linux needs CONFIG_ACPI_MADT_WAKEUP to start it)",
+                    context.id
+                );
+                context.starts.end(context.id, &context.ram);
+                return Ok(None);
+            }
+            Next::LookWhetherLost => {}
             Next::GiveUp(reason) => {
                 let rip = vcpu.registers().map_or(0, |registers| registers.rip);
                 return Err(Error::Vcpu { id: context.id, rip, reason });
@@ -82,18 +105,68 @@ pub(crate) fn run(mut vcpu: Box<dyn Vcpu>, mut context: VcpuContext) -> Result<O
 }
 
 impl VcpuContext {
+    /// Rests as long as the vCPU must not run. Returns whether it may then.
+    fn may_run(&mut self, vcpu: &dyn Vcpu) -> Result<bool> {
+        let Order::Run { rested, nmi } = self.control.before_run(self.id) else { return Ok(false) };
+        if rested {
+            vcpu.excuse_pause()?;
+        }
+        // A parked processor has no handler for it yet.
+        if nmi && self.phase == Phase::Running {
+            vcpu.inject_nmi()?;
+        }
+        Ok(true)
+    }
+
+    /// The shared copy of low memory goes once nobody needs it.
+    fn look_whether_it_has_left(&mut self, vcpu: &dyn Vcpu) -> Result<()> {
+        if self.phase == Phase::Leaving
+            && let Some(c_bit) = self.ram.layout().c_bit()
+            && parking::has_left(&vcpu.special_registers()?, c_bit)
+        {
+            self.phase = Phase::Running;
+            self.starts.end(self.id, &self.ram);
+        }
+        Ok(())
+    }
+
+    /// Converts, as often as it takes: a pause interrupts, and the end of the machine is an error.
+    fn convert(&self, request: ConversionRequest) -> std::result::Result<bool, ConversionError> {
+        loop {
+            match self.ram.convert(request) {
+                Err(ConversionError::Interrupted) => {
+                    if !self.control.rest(self.id) {
+                        return Err(ConversionError::Stopped);
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+
     fn answer(&mut self, exit: Exit<'_>, faults: &mut RepeatedFaults) -> Result<Next> {
         if !matches!(exit, Exit::MemoryFault(_) | Exit::Interrupted) {
             faults.clear();
         }
         Ok(match exit {
+            Exit::IoIn { port: PARKING_PORT, .. } if self.is_parked() => {
+                self.control.nap(self.id, self.phase.nap());
+                Next::Run
+            }
             Exit::IoIn { port, data } => {
                 self.devices.read(port, data);
                 Next::Run
             }
-            Exit::IoOut { port: LAUNCH_PORT, .. } if self.launching => {
-                self.launching = false;
+            Exit::IoOut { port: LAUNCH_PORT, .. } if self.phase == Phase::Launching => {
+                self.phase = Phase::Running;
                 self.ram.make_all_private()?;
+                self.control.launch();
+                Next::Run
+            }
+            Exit::IoOut { port: LEAVING_PORT, .. } if self.is_parked() => {
+                self.phase = Phase::Leaving;
+                self.starts.begin(self.id);
+                self.control.nudge();
                 Next::Run
             }
             Exit::IoOut { port, data } => match self.devices.write(port, data) {
@@ -118,10 +191,13 @@ impl VcpuContext {
             Exit::MmioRead { gpa, .. } | Exit::MmioWrite { gpa, .. } if self.ram.layout().locate(gpa).is_some() => {
                 Next::GiveUp(format!("KVM could not reach {gpa:#x} to emulate an instruction there"))
             }
+            Exit::Interrupted | Exit::Shutdown if self.is_parked() => Next::LookWhetherLost,
             // Nothing is there: reads find all ones, writes are lost.
             Exit::MmioRead { .. } | Exit::MmioWrite { .. } | Exit::Interrupted => Next::Run,
             Exit::Halt => Next::GiveUp("it halted, with no interrupt controller to wake it".into()),
-            Exit::Shutdown if self.launching => Next::GiveUp("it crashed before it reached the kernel".into()),
+            Exit::Shutdown if self.phase == Phase::Launching => {
+                Next::GiveUp("it crashed before it reached the kernel".into())
+            }
             // A triple fault resets a PC.
             Exit::Shutdown => Next::TripleFault,
             Exit::InternalError { suberror } => {
@@ -134,14 +210,18 @@ impl VcpuContext {
         })
     }
 
+    fn is_parked(&self) -> bool {
+        matches!(self.phase, Phase::Parked { .. })
+    }
+
     /// A conversion that the guest announces. Whatever is wrong with it, the guest is told and runs on.
     fn map_gpa_range(&mut self, exit: MapGpaRange<'_>) -> Result<()> {
         let request = private_faults::from_map_gpa_range(self.ram.layout(), exit.gpa, exit.pages, exit.attributes);
         let reply = match request {
             // While launch code runs, the whole of RAM is about to become private.
-            _ if self.launching => MapGpaRangeReply::Invalid,
+            _ if self.phase == Phase::Launching => MapGpaRangeReply::Invalid,
             Ok(None) => MapGpaRangeReply::Done,
-            Ok(Some(request)) => match self.ram.convert(request) {
+            Ok(Some(request)) => match self.convert(request) {
                 Ok(_) => MapGpaRangeReply::Done,
                 Err(error) => {
                     self.survive(error)?;
@@ -171,7 +251,7 @@ impl VcpuContext {
         if faults.count(fault) > MAX_REPEATED_FAULTS {
             return Ok(Next::GiveUp(format!("its access to {:#x} faults again and again", fault.gpa)));
         }
-        match self.ram.convert(request) {
+        match self.convert(request) {
             Ok(changed) => {
                 if changed {
                     faults.clear();
@@ -226,7 +306,8 @@ mod tests {
     use arch::x86_64::{Isolation, MemoryLayout};
     use hypervisor::model::ModelHypervisor;
     use hypervisor::x86_64::{CpuidEntry, Registers, SpecialRegisters};
-    use hypervisor::{GpaRange, VmType};
+    use hypervisor::{GpaRange, Interrupter, VmType};
+    use std::sync::atomic::Ordering;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use crate::config::SerialConfig;
@@ -244,6 +325,13 @@ mod tests {
         /// How often it takes its faults, before it can't any more.
         takes: u32,
         protection_faults: Arc<std::sync::atomic::AtomicU32>,
+    }
+
+    /// Nobody interrupts these vCPUs.
+    struct Never;
+
+    impl Interrupter for Never {
+        fn set(&self, _: bool) {}
     }
 
     impl Vcpu for Stubborn {
@@ -274,6 +362,18 @@ mod tests {
             Ok(())
         }
         fn accept_msr_write(&mut self) {}
+        fn interrupter(&self) -> hypervisor::Result<Arc<dyn Interrupter>> {
+            Ok(Arc::new(Never))
+        }
+        fn start_at_once(&self) -> hypervisor::Result<()> {
+            Ok(())
+        }
+        fn inject_nmi(&self) -> hypervisor::Result<()> {
+            Ok(())
+        }
+        fn excuse_pause(&self) -> hypervisor::Result<()> {
+            Ok(())
+        }
         fn pre_fault(&self, range: GpaRange) -> hypervisor::Result<u64> {
             Ok(range.len())
         }
@@ -284,10 +384,11 @@ mod tests {
         let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
         let ram = Arc::new(GuestRam::new(vm, layout, RamOptions { policy, ..RamOptions::default() }).unwrap());
         ram.make_all_private().unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let output = Output::new(SerialConfig::Null).writer(stop.clone()).unwrap();
+        let control = Arc::new(Control::new(vec![Arc::new(Never)], true));
+        let output = Output::new(SerialConfig::Null).writer(control.clone()).unwrap();
         let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
-        VcpuContext { id: 0, ram, devices: Arc::new(Devices { serial }), stop, launching: false }
+        let devices = Arc::new(Devices { serial });
+        VcpuContext { id: 0, ram, devices, control, starts: Arc::new(Starts::new(Vec::new())), phase: Phase::Running }
     }
 
     #[test]

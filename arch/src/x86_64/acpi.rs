@@ -5,15 +5,15 @@
 
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 
 use super::map::{
-    ACPI_END, ACPI_START, IOAPIC, LOCAL_APIC, RESET_PORT, RESET_VALUE, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS,
-    SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_OFF,
+    ACPI_START, ACPI_TABLES_END, IOAPIC, LOCAL_APIC, RESET_PORT, RESET_VALUE, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS,
+    SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_OFF, WAKEUP_MAILBOX,
 };
 
 const OEM: [u8; 6] = *b"UMBRA ";
@@ -24,15 +24,24 @@ const OEM_REVISION: u32 = 1;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_CLOCK: u16 = 1 << 5;
 
+/// How the guest starts its other processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessorStart {
+    /// By INIT and SIPI, in real mode.
+    StartupInterrupt,
+    /// Through the mailbox at [`WAKEUP_MAILBOX`], in 64-bit mode.
+    Mailbox,
+}
+
 /// All tables, as bytes for the area that starts at [`ACPI_START`].
 ///
 /// # Errors
 /// More processors than the area has room for.
-pub fn build(processors: u8) -> Result<Vec<u8>, AcpiError> {
+pub fn build(processors: u8, start: ProcessorStart) -> Result<Vec<u8>, AcpiError> {
     let mut area = Area { bytes: vec![0; RSDP_ROOM] };
     let dsdt = area.add(&dsdt());
     let fadt = area.add(&fadt(dsdt));
-    let madt = area.add(&madt(processors));
+    let madt = area.add(&madt(processors, start));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
@@ -41,7 +50,7 @@ pub fn build(processors: u8) -> Result<Vec<u8>, AcpiError> {
     Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
     area.bytes[..rsdp.len()].copy_from_slice(&rsdp);
     match area.bytes.len() as u64 {
-        size if size > ACPI_END - ACPI_START => Err(AcpiError::TooLarge { size, processors }),
+        size if size > ACPI_TABLES_END - ACPI_START => Err(AcpiError::TooLarge { size, processors }),
         _ => Ok(area.bytes),
     }
 }
@@ -122,13 +131,30 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.finalize()
 }
 
-fn madt(processors: u8) -> MADT {
-    let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(LOCAL_APIC));
+/// Multiple APIC description table (ACPI 6.5, 5.2.12).
+fn madt(processors: u8, start: ProcessorStart) -> Sdt {
+    const REVISION: u8 = 5;
+    let mut structures = Vec::new();
     for id in 0..processors {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+        ProcessorLocalApic::new(id, id, EnabledStatus::Enabled).to_aml_bytes(&mut structures);
     }
-    madt.add_structure(IoApic::new(0, IOAPIC, 0));
+    IoApic::new(0, IOAPIC, 0).to_aml_bytes(&mut structures);
+    if start == ProcessorStart::Mailbox && processors > 1 {
+        structures.extend(multiprocessor_wakeup());
+    }
+    let mut madt = Sdt::new(*b"APIC", 36, REVISION, OEM, OEM_TABLE, OEM_REVISION);
+    let flags = 0u32;
+    madt.append_slice(&[LOCAL_APIC, flags].map(u32::to_le_bytes).concat());
+    madt.append_slice(&structures);
     madt
+}
+
+/// Multiprocessor wakeup structure (ACPI 6.5, 5.2.12.19): type, length, version, and the mailbox's address. With this
+/// first version the guest can't park a processor again.
+fn multiprocessor_wakeup() -> [u8; 16] {
+    let mut structure = [0x10, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    structure[8..].copy_from_slice(&WAKEUP_MAILBOX.to_le_bytes());
+    structure
 }
 
 #[cfg(test)]
@@ -147,7 +173,7 @@ mod tests {
 
     #[test]
     fn tables_are_found_from_the_root_and_add_up() {
-        let area = build(1).unwrap();
+        let area = build(1, ProcessorStart::StartupInterrupt).unwrap();
         assert_eq!(&area[..8], b"RSD PTR ");
         assert_eq!((sum(&area[..20]), sum(&area[..36])), (0, 0));
         let xsdt = table(&area, u64::from_le_bytes(area[24..32].try_into().unwrap()));
@@ -166,6 +192,39 @@ mod tests {
 
     #[test]
     fn the_most_processors_fit() {
-        assert!(build(u8::MAX).is_ok());
+        assert!(build(u8::MAX, ProcessorStart::Mailbox).is_ok());
+    }
+
+    /// The structures of the MADT, each from its type on.
+    fn madt_structures(processors: u8, start: ProcessorStart) -> Vec<Vec<u8>> {
+        let mut bytes = Vec::new();
+        madt(processors, start).to_aml_bytes(&mut bytes);
+        assert_eq!((&bytes[..4], sum(&bytes)), (&b"APIC"[..], 0));
+        assert_eq!(bytes[36..40], LOCAL_APIC.to_le_bytes());
+        let (mut rest, mut found) = (&bytes[44..], vec![]);
+        while !rest.is_empty() {
+            let (structure, behind) = rest.split_at(rest[1].into());
+            found.push(structure.to_vec());
+            rest = behind;
+        }
+        found
+    }
+
+    #[test]
+    fn each_processor_has_its_local_apic_and_the_mailbox_is_there_where_it_is_used() {
+        for processors in [1, 2, 255] {
+            for start in [ProcessorStart::StartupInterrupt, ProcessorStart::Mailbox] {
+                let found = madt_structures(processors, start);
+                let apics: Vec<_> = found.iter().filter(|structure| structure[0] == 0).cloned().collect();
+                let expected: Vec<_> = (0..processors).map(|id| vec![0, 8, id, id, 1, 0, 0, 0]).collect();
+                assert_eq!(apics, expected);
+                let mailbox: Vec<_> = found.iter().filter(|structure| structure[0] == 0x10).collect();
+                if start == ProcessorStart::Mailbox && processors > 1 {
+                    assert_eq!(mailbox, [&[16, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0xf, 0, 0, 0, 0, 0]]);
+                } else {
+                    assert!(mailbox.is_empty());
+                }
+            }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What CPUID tells the guest.
 //!
-//! The host's supported leaves, with the topology of this VM, x2APIC and the TSC deadline timer. `software` adds what
+//! The host's supported leaves, with the topology of this VM (one package, one thread a core), x2APIC and the TSC deadline
+//! timer. `software` adds what
 //! makes Linux believe that it is a plain SEV guest: leaf 0x8000001f with the place of the C-bit, and KVM's feature bits
 //! for announced conversions.
 //!
@@ -12,7 +13,9 @@ use hypervisor::x86_64::CpuidEntry;
 
 use super::MemoryLayout;
 
+const LEAF_MAX: u32 = 0;
 const LEAF_FEATURES: u32 = 1;
+const LEAF_CACHES: u32 = 4;
 const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
 const LEAF_KVM_FEATURES: u32 = 0x4000_0001;
@@ -20,6 +23,7 @@ const LEAF_EXTENDED_MAX: u32 = 0x8000_0000;
 const LEAF_EXTENDED_FEATURES: u32 = 0x8000_0001;
 const LEAF_ADDRESS_SIZES: u32 = 0x8000_0008;
 const LEAF_SVM: u32 = 0x8000_000a;
+const LEAF_EXTENDED_CACHES: u32 = 0x8000_001d;
 const LEAF_PROCESSOR_TOPOLOGY: u32 = 0x8000_001e;
 const LEAF_MEMORY_ENCRYPTION: u32 = 0x8000_001f;
 
@@ -45,7 +49,9 @@ pub fn address_bits(supported: &[CpuidEntry]) -> u8 {
 
 /// The leaves of processor `id` out of `processors`.
 pub fn for_processor(supported: &[CpuidEntry], layout: &MemoryLayout, id: u8, processors: u8) -> Vec<CpuidEntry> {
-    let hidden = [LEAF_SVM, LEAF_MEMORY_ENCRYPTION];
+    let hidden = [LEAF_SVM, LEAF_MEMORY_ENCRYPTION, LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2];
+    // How many bits of an APIC id number the cores of the package.
+    let core_bits = u32::from(processors).next_power_of_two().trailing_zeros();
     let mut entries: Vec<CpuidEntry> =
         supported.iter().filter(|entry| !hidden.contains(&entry.function)).copied().collect();
     for entry in &mut entries {
@@ -57,14 +63,32 @@ pub fn for_processor(supported: &[CpuidEntry], layout: &MemoryLayout, id: u8, pr
                     entry.edx |= EDX_HYPER_THREADING;
                 }
             }
-            LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2 => entry.edx = id.into(),
+            LEAF_CACHES | LEAF_EXTENDED_CACHES => {
+                // Sharers of the cache less one in bits 25:14. The last level is everybody's, the others are a core's own.
+                // Leaf 4 has the cores of the package less one in bits 31:26.
+                const SHARERS: u32 = 0xfff << 14;
+                const CORES: u32 = 0x3f << 26;
+                let (kind, level) = (entry.eax & 0x1f, entry.eax >> 5 & 7);
+                if kind != 0 {
+                    let sharers = if level >= 3 { (1 << core_bits) - 1 } else { 0 };
+                    entry.eax = entry.eax & !SHARERS | sharers << 14;
+                    if entry.function == LEAF_CACHES {
+                        entry.eax = entry.eax & !CORES | ((1 << core_bits) - 1u32).min(0x3f) << 26;
+                    }
+                }
+            }
             LEAF_EXTENDED_FEATURES => entry.ecx &= !EXTENDED_ECX_SVM,
-            LEAF_ADDRESS_SIZES => entry.ecx = entry.ecx & !0xff | u32::from(processors - 1),
-            LEAF_PROCESSOR_TOPOLOGY => entry.eax = id.into(),
+            // Bits of an APIC id in 15:12, processors less one in 7:0.
+            LEAF_ADDRESS_SIZES => entry.ecx = entry.ecx & !0xf0ff | core_bits << 12 | u32::from(processors - 1),
+            // APIC id; core id and threads of a core less one; node id and nodes of the package less one.
+            LEAF_PROCESSOR_TOPOLOGY => (entry.eax, entry.ebx, entry.ecx) = (id.into(), id.into(), 0),
             LEAF_EXTENDED_MAX if layout.c_bit().is_some() => entry.eax = entry.eax.max(LEAF_MEMORY_ENCRYPTION),
             LEAF_KVM_FEATURES if layout.c_bit().is_some() => entry.eax |= KVM_ANNOUNCED_CONVERSIONS,
             _ => {}
         }
+    }
+    if supported.iter().any(|entry| entry.function == LEAF_MAX && entry.eax >= LEAF_TOPOLOGY) {
+        entries.extend(topology(id, processors, core_bits));
     }
     if let Some(c_bit) = layout.c_bit() {
         entries.push(CpuidEntry {
@@ -77,6 +101,25 @@ pub fn for_processor(supported: &[CpuidEntry], layout: &MemoryLayout, id: u8, pr
     entries
 }
 
+/// Leaf 0xb: a level of threads, one of cores, and the end.
+fn topology(id: u8, processors: u8, core_bits: u32) -> [CpuidEntry; 3] {
+    /// The leaf depends on ECX (Linux `KVM_CPUID_FLAG_SIGNIFCANT_INDEX`).
+    const BY_INDEX: u32 = 1;
+    // Type in bits 15:8 of ECX, level in 7:0; how many bits of the APIC id number what is below the next level in EAX; how
+    // many processors there are at this level in EBX.
+    let level = |index, kind: u32, bits, count| CpuidEntry {
+        function: LEAF_TOPOLOGY,
+        index,
+        flags: BY_INDEX,
+        eax: bits,
+        ebx: count,
+        ecx: kind << 8 | index,
+        edx: id.into(),
+        ..Default::default()
+    };
+    [level(0, 1, 0, 1), level(1, 2, core_bits, processors.into()), level(2, 0, 0, 0)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +127,10 @@ mod tests {
 
     fn host() -> Vec<CpuidEntry> {
         [
+            (LEAF_MAX, 0x10, 0, 0, 0),
+            (LEAF_TOPOLOGY, 0, 0, 0, 77),
+            (LEAF_EXTENDED_CACHES, 7 << 14 | 3 << 5 | 3, 0, 0, 0),
+            (LEAF_PROCESSOR_TOPOLOGY, 9, 0x109, 0x3, 0),
             (LEAF_FEATURES, 0, 0x1234_5678, ECX_VMX, 0),
             (LEAF_KVM_FEATURES, 1, 0, 0, 0),
             (LEAF_EXTENDED_MAX, 0x8000_001e, 0, 0, 0),
@@ -122,5 +169,28 @@ mod tests {
         let features = leaf(&entries, LEAF_FEATURES).unwrap();
         assert_eq!(features.ebx, 3 << 24 | 4 << 16 | 0x5678);
         assert_eq!(features.ecx & (ECX_VMX | ECX_X2APIC), ECX_X2APIC);
+    }
+
+    #[test]
+    fn every_processor_is_a_core_of_its_own_in_one_package() {
+        let layout = MemoryLayout::new(Isolation::None, 1 << 30, 48).unwrap();
+        for (processors, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (255, 8)] {
+            for id in [0, processors - 1] {
+                let entries = for_processor(&host(), &layout, id, processors);
+                let levels: Vec<_> = entries
+                    .iter()
+                    .filter(|entry| entry.function == LEAF_TOPOLOGY)
+                    .map(|entry| (entry.index, entry.flags, entry.eax, entry.ebx, entry.ecx, entry.edx))
+                    .collect();
+                let (count, edx) = (u32::from(processors), u32::from(id));
+                let expected = [(0, 1, 0, 1, 0x100, edx), (1, 1, bits, count, 0x201, edx), (2, 1, 0, 0, 2, edx)];
+                assert_eq!(levels, expected);
+                let core = leaf(&entries, LEAF_PROCESSOR_TOPOLOGY).unwrap();
+                assert_eq!((core.eax, core.ebx, core.ecx), (edx, edx, 0));
+                assert_eq!(leaf(&entries, LEAF_ADDRESS_SIZES).unwrap().ecx, bits << 12 | (count - 1));
+                let last_level = leaf(&entries, LEAF_EXTENDED_CACHES).unwrap();
+                assert_eq!(last_level.eax >> 14 & 0xfff, (1 << bits) - 1);
+            }
+        }
     }
 }

@@ -9,8 +9,12 @@
 //! [`LAUNCH_PORT`](super::map::LAUNCH_PORT) and enters the kernel. On that write the VMM makes all RAM private, which
 //! frees the shared copies.
 //!
+//! The other processors wait for the guest in the private ACPI area (`parking.rs`). With `none` they wait for INIT and
+//! SIPI, as those of a PC do, and nothing is planned for them.
+//!
 //! A plan is pure data. Everything in it lies inside RAM and nothing overlaps, or there is no plan.
 
+pub mod parking;
 mod stub;
 
 use std::borrow::Cow;
@@ -18,11 +22,12 @@ use std::borrow::Cow;
 use hypervisor::PAGE_SIZE;
 use hypervisor::x86_64::{Registers, Segment, SpecialRegisters};
 
+use super::acpi::ProcessorStart;
 use super::boot_params::{self, KernelHeader};
 use super::image::KernelImage;
 use super::map::{
     ACPI_END, ACPI_START, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_ROOM, GDT, LAUNCH_CODE, LAUNCH_LIST,
-    LAUNCH_PLAIN_TABLES, LAUNCH_TABLES, LOW_END, PAGE_TABLES,
+    LAUNCH_PLAIN_TABLES, LAUNCH_TABLES, LOW_END, PAGE_TABLES, PARKING_CODE, PARKING_TABLES,
 };
 use super::{MemoryLayout, acpi, paging};
 
@@ -46,6 +51,15 @@ pub struct Launch<'a> {
     pub cr3: u64,
     /// Whether launch code runs first and says so on the launch port when it is done.
     pub announces: bool,
+    /// Where the other processors wait for the guest; `None` if they wait for INIT.
+    pub parking: Option<Parking>,
+}
+
+/// Where processors wait until the guest wakes them through its mailbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parking {
+    /// The address of their page tables, C-bit included.
+    cr3: u64,
 }
 
 /// Why a guest can't be launched.
@@ -114,6 +128,8 @@ pub fn plan<'a>(
     check_command_line(command_line, &header)?;
     let initramfs_gpa = place_initramfs(layout, kernel, &header, initramfs.len() as u64)?;
     let mark = layout.c_bit().map_or(0, |bit| 1 << bit);
+    let parks = layout.c_bit().is_some() && processors > 1;
+    let start = if parks { ProcessorStart::Mailbox } else { ProcessorStart::StartupInterrupt };
 
     let params = boot_params::build(
         header,
@@ -127,8 +143,12 @@ pub fn plan<'a>(
         Blob { gpa: GDT, data: gdt().into() },
         Blob { gpa: PAGE_TABLES, data: paging::identity(PAGE_TABLES, mark).into() },
         Blob { gpa: COMMAND_LINE, data: command_line.as_bytes().into() },
-        Blob { gpa: ACPI_START, data: acpi::build(processors)?.into() },
+        Blob { gpa: ACPI_START, data: acpi::build(processors, start)?.into() },
     ];
+    if parks {
+        blobs.push(Blob { gpa: PARKING_CODE, data: parking::code().into() });
+        blobs.push(Blob { gpa: PARKING_TABLES, data: parking::tables(mark).into() });
+    }
     let payload = kernel
         .segments()
         .map(|segment| Blob { gpa: segment.gpa, data: segment.data.into() })
@@ -159,29 +179,50 @@ pub fn plan<'a>(
         cr3 = LAUNCH_TABLES;
     }
     blobs.extend(payload);
-    Ok(Launch { blobs, registers, cr3, announces: layout.c_bit().is_some() })
+    let parking = parks.then_some(Parking { cr3: PARKING_TABLES | mark });
+    Ok(Launch { blobs, registers, cr3, announces: layout.c_bit().is_some(), parking })
 }
 
 impl Launch<'_> {
-    /// Sets the special registers of a processor that was just created: long mode with these page tables.
+    /// Sets the special registers of the boot processor, which was just created.
     pub fn set_special_registers(&self, special: &mut SpecialRegisters) {
-        // Control registers and EFER: AMD's manual volume 2, 3.1.
-        const CR0_PE_MP_ET_NE_WP_AM_PG: u64 = 0x8005_0033;
-        const CR4_PAE: u64 = 1 << 5;
-        const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
-        special.cr0 = CR0_PE_MP_ET_NE_WP_AM_PG;
-        special.cr3 = self.cr3;
-        special.cr4 = CR4_PAE;
-        special.efer = EFER_LME_LMA;
-        special.gdt.base = GDT;
-        special.gdt.limit = (size_of_val(&GDT_ENTRIES) - 1) as u16;
-        let code =
-            Segment { limit: u32::MAX, selector: 0x10, type_: 0xb, present: 1, s: 1, l: 1, g: 1, ..Default::default() };
-        let data = Segment { selector: 0x18, type_: 3, l: 0, db: 1, ..code };
-        special.cs = code;
-        for segment in [&mut special.ds, &mut special.es, &mut special.ss, &mut special.fs, &mut special.gs] {
-            *segment = data;
-        }
+        enter_long_mode(special, self.cr3);
+    }
+}
+
+impl Parking {
+    /// Registers to start processor `id` with.
+    pub fn registers(&self, id: u8) -> Registers {
+        parking::entry(id)
+    }
+
+    /// Sets the special registers of a processor that was just created.
+    pub fn set_special_registers(&self, special: &mut SpecialRegisters) {
+        // The tables that the guest puts in place for it may have no-execute bits.
+        const EFER_NXE: u64 = 1 << 11;
+        enter_long_mode(special, self.cr3);
+        special.efer |= EFER_NXE;
+    }
+}
+
+/// Long mode with these page tables.
+fn enter_long_mode(special: &mut SpecialRegisters, cr3: u64) {
+    // Control registers and EFER: AMD's manual volume 2, 3.1.
+    const CR0_PE_MP_ET_NE_WP_AM_PG: u64 = 0x8005_0033;
+    const CR4_PAE: u64 = 1 << 5;
+    const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
+    special.cr0 = CR0_PE_MP_ET_NE_WP_AM_PG;
+    special.cr3 = cr3;
+    special.cr4 = CR4_PAE;
+    special.efer = EFER_LME_LMA;
+    special.gdt.base = GDT;
+    special.gdt.limit = (size_of_val(&GDT_ENTRIES) - 1) as u16;
+    let code =
+        Segment { limit: u32::MAX, selector: 0x10, type_: 0xb, present: 1, s: 1, l: 1, g: 1, ..Default::default() };
+    let data = Segment { selector: 0x18, type_: 3, l: 0, db: 1, ..code };
+    special.cs = code;
+    for segment in [&mut special.ds, &mut special.es, &mut special.ss, &mut special.fs, &mut special.gs] {
+        *segment = data;
     }
 }
 

@@ -4,6 +4,7 @@
 //! 0x0000_0000  launch area: code, page tables, boot parameters, command line (ordinary RAM after boot)
 //! 0x000a_0000  RAM that no firmware table offers to the guest
 //! 0x000e_0000  ACPI tables
+//! 0x000f_0000  parked processors: mailbox, code, page tables
 //! 0x0010_0000  RAM: kernel at its linked address, initramfs at the top of low RAM
 //! 0xc000_0000  devices; the interrupt controllers at 0xfec0_0000 and 0xfee0_0000
 //! 0x1_0000_0000  RAM beyond 3 GiB
@@ -12,9 +13,17 @@
 /// End of the memory that processors can start in.
 pub const LOW_END: u64 = 0xa_0000;
 
-/// ACPI tables: `ACPI_START..ACPI_END`.
+/// ACPI tables and parked processors: `ACPI_START..ACPI_END`.
 pub const ACPI_START: u64 = 0xe_0000;
-/// End of the area for ACPI tables, and of the first MiB.
+/// End of the room for ACPI tables.
+pub(crate) const ACPI_TABLES_END: u64 = WAKEUP_MAILBOX;
+/// The mailbox by which the guest wakes parked processors, one page (ACPI 6.5, 5.2.12.19).
+pub const WAKEUP_MAILBOX: u64 = 0xf_0000;
+/// The code of parked processors, one page.
+pub(crate) const PARKING_CODE: u64 = 0xf_1000;
+/// The page tables of parked processors, eight pages.
+pub(crate) const PARKING_TABLES: u64 = 0xf_2000;
+/// End of the area for ACPI, and of the first MiB.
 pub const ACPI_END: u64 = 0x10_0000;
 
 /// RAM below 4 GiB ends here at the latest; devices follow.
@@ -70,6 +79,11 @@ pub const SLEEP_TYPE_OFF: u8 = 5;
 
 /// The launch code writes here once, when the guest's private memory holds all it needs.
 pub const LAUNCH_PORT: u16 = 0x608;
+
+/// A parked processor reads here before each look into the mailbox. The read may take a while.
+pub const PARKING_PORT: u16 = 0x609;
+/// A parked processor writes here once, when it has been woken and is about to leave.
+pub const LEAVING_PORT: u16 = 0x60a;
 
 /// The keyboard controller's command port; [`KEYBOARD_RESET`] there resets the machine, too.
 pub const KEYBOARD_PORT: u16 = 0x64;

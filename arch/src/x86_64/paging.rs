@@ -44,6 +44,21 @@ pub(super) fn views(at: u64, views: &[u64]) -> Vec<u8> {
     words.into_iter().flat_map(u64::to_le_bytes).collect()
 }
 
+/// [`identity`], and in view 1 the first 2 MiB without the mark. All tables carry the mark.
+pub(super) fn identity_and_plain_start(at: u64, mark: u64) -> Vec<u8> {
+    let mut bytes = identity(at, mark);
+    let (pointers, directory) = (at + IDENTITY_SIZE, at + IDENTITY_SIZE + TABLE);
+    let mut set = |offset: u64, word: u64| {
+        let offset = offset as usize;
+        bytes.resize(bytes.len().max(offset + TABLE as usize), 0);
+        bytes[offset..offset + 8].copy_from_slice(&word.to_le_bytes());
+    };
+    set(IDENTITY_SIZE, directory | mark | PRESENT | WRITABLE);
+    set(IDENTITY_SIZE + TABLE, PRESENT | WRITABLE | LARGE);
+    bytes[8..16].copy_from_slice(&(pointers | mark | PRESENT | WRITABLE).to_le_bytes());
+    bytes
+}
+
 /// Where [`identity`] puts its page directories.
 pub(super) fn identity_directories(at: u64) -> u64 {
     at + 2 * TABLE
@@ -86,6 +101,18 @@ mod tests {
             }
             assert_eq!(walk(&tables, 0x12000, 0x12000, 1 << 32, [mark; 3]), None);
         }
+    }
+
+    #[test]
+    fn the_first_addresses_are_seen_without_the_mark_as_well_and_nothing_else_is() {
+        let c = 1 << 47;
+        let tables = identity_and_plain_start(0xf2000, c);
+        assert_eq!(tables.len() as u64, IDENTITY_SIZE + 2 * TABLE);
+        for address in [0, 0x9_f000, 0xffff_ffff] {
+            assert_eq!(walk(&tables, 0xf2000, 0xf2000, address, [c; 3]), Some(address));
+        }
+        assert_eq!(walk(&tables, 0xf2000, 0xf2000, view_start(1) + 0x9_f123, [c, c, 0]), Some(0x9_f123));
+        assert_eq!(walk(&tables, 0xf2000, 0xf2000, view_start(1) + 0x20_0000, [c, c, 0]), None);
     }
 
     #[test]

@@ -2,18 +2,21 @@
 #![expect(unsafe_code, reason = "kvm-ioctls does not decode the suberror of an internal error")]
 
 use std::io;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
-use kvm_bindings::{CpuId, KVM_EXIT_X86_WRMSR, Msrs, kvm_msr_entry, kvm_run};
+use kvm_bindings::{CpuId, KVM_EXIT_X86_WRMSR, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::immediate_exit::ImmediateExit;
 use super::injected::Injected;
 use super::pre_fault::pre_fault;
 use super::probe::KVM_HC_MAP_GPA_RANGE;
 use super::vm::Regions;
 use crate::faults::Operation;
 use crate::x86_64::{CpuidEntry, Registers, SpecialRegisters};
-use crate::{Error, Exit, GpaRange, MapGpaRange, MemoryFault, MsrRead, PreFaultError, Result, Vcpu, VmType};
+use crate::{
+    Error, Exit, GpaRange, Interrupter, MapGpaRange, MemoryFault, MsrRead, PreFaultError, Result, Vcpu, VmType,
+};
 
 /// `KVM_MEMORY_EXIT_FLAG_PRIVATE`: the access was a private one (Linux `include/uapi/linux/kvm.h`).
 const FAULT_PRIVATE: u64 = 1 << 3;
@@ -106,6 +109,32 @@ impl Vcpu for KvmVcpu {
             VcpuExit::FailEntry(reason, _cpu) => Exit::FailedEntry { reason },
             other => Exit::Unexpected(format!("{other:?}")),
         })
+    }
+
+    fn interrupter(&self) -> Result<Arc<dyn Interrupter>> {
+        let run = ImmediateExit::new(&self.fd).map_err(|source| Error::Failed {
+            operation: "map",
+            subject: self.subject("the run page"),
+            source,
+        })?;
+        Ok(Arc::new(run))
+    }
+
+    fn start_at_once(&self) -> Result<()> {
+        let state = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+        self.fd.set_mp_state(state).map_err(Error::failed("write", self.subject("the running state")))
+    }
+
+    fn inject_nmi(&self) -> Result<()> {
+        self.fd.nmi().map_err(Error::failed("send", self.subject("a non-maskable interrupt")))
+    }
+
+    fn excuse_pause(&self) -> Result<()> {
+        match self.fd.kvmclock_ctrl() {
+            // The guest has no paravirtual clock.
+            Err(errno) if errno.errno() == libc::EINVAL => Ok(()),
+            result => result.map_err(Error::failed("excuse", self.subject("a pause"))),
+        }
     }
 
     fn set_cpuid(&self, entries: &[CpuidEntry]) -> Result<()> {

@@ -8,8 +8,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use kvm_bindings::{
     KVM_CAP_EXIT_HYPERCALL, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY, kvm_create_guest_memfd, kvm_enable_cap, kvm_memory_attributes,
-    kvm_pit_config, kvm_userspace_memory_region, kvm_userspace_memory_region2 as Slot,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_create_guest_memfd, kvm_enable_cap,
+    kvm_memory_attributes, kvm_pit_config, kvm_userspace_memory_region, kvm_userspace_memory_region2 as Slot,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -129,6 +129,16 @@ impl Vm for KvmVm {
         self.fd
             .set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
             .map_err(Error::failed("filter", format!("{} ranges of MSRs", filter.len())))
+    }
+
+    fn clock(&self) -> Result<u64> {
+        let data = self.fd.get_clock().map_err(Error::failed("read", "the guest's clock"))?;
+        Ok(data.clock)
+    }
+
+    fn set_clock(&self, nanoseconds: u64) -> Result<()> {
+        let data = kvm_clock_data { clock: nanoseconds, ..Default::default() };
+        self.fd.set_clock(&data).map_err(Error::failed("set", "the guest's clock"))
     }
 
     fn create_guest_memfd(&self, size: u64) -> Result<Arc<GuestMemfd>> {

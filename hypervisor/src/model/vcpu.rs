@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::access::{Current, Left, Stop};
 use super::hypercall::{self, Next};
@@ -11,7 +12,7 @@ use super::script::{Action, Outcome, Script};
 use super::vm::{Machine, failed};
 use crate::faults::Operation;
 use crate::x86_64::{CpuidEntry, Registers, SpecialRegisters};
-use crate::{Error, Exit, GpaRange, MapGpaRange, MsrRead, PAGE_SIZE, PreFaultError, Result, Vcpu};
+use crate::{Error, Exit, GpaRange, Interrupter, MapGpaRange, MsrRead, PAGE_SIZE, PreFaultError, Result, Vcpu};
 
 /// `KVM_INTERNAL_ERROR_EMULATION`: what becomes of a fetch from where no memory is.
 const EMULATION: u32 = 1;
@@ -29,6 +30,17 @@ pub(super) struct ModelVcpu {
     value: u64,
     msr_error: u8,
     kept: RefCell<Kept>,
+    interrupt: Arc<Interrupt>,
+}
+
+/// Whether runs come back at once.
+#[derive(Debug, Default)]
+struct Interrupt(AtomicBool);
+
+impl Interrupter for Interrupt {
+    fn set(&self, on: bool) {
+        self.0.store(on, Ordering::SeqCst);
+    }
 }
 
 /// What is written and read, and has no effect.
@@ -51,6 +63,7 @@ impl ModelVcpu {
             value: 0,
             msr_error: 0,
             kept: RefCell::default(),
+            interrupt: Arc::default(),
         }
     }
 
@@ -148,6 +161,9 @@ fn announce(current: &mut Current, next: Next) -> std::result::Result<Outcome, S
 
 impl Vcpu for ModelVcpu {
     fn run(&mut self) -> Result<Exit<'_>> {
+        if self.interrupt.0.load(Ordering::SeqCst) {
+            return Ok(Exit::Interrupted);
+        }
         if let Err(errno) = self.machine.faults.before(Operation::Run) {
             return Exit::of_error(errno, self.id);
         }
@@ -170,6 +186,24 @@ impl Vcpu for ModelVcpu {
                 Exit::MsrWrite { index, value }
             }
         })
+    }
+
+    fn interrupter(&self) -> Result<Arc<dyn Interrupter>> {
+        Ok(self.interrupt.clone())
+    }
+
+    fn start_at_once(&self) -> Result<()> {
+        // A script waits for nobody.
+        Ok(())
+    }
+
+    fn inject_nmi(&self) -> Result<()> {
+        // No script looks at interrupts.
+        Ok(())
+    }
+
+    fn excuse_pause(&self) -> Result<()> {
+        Ok(())
     }
 
     fn set_cpuid(&self, _: &[CpuidEntry]) -> Result<()> {

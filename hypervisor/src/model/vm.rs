@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use rustix::fs::MemfdFlags;
@@ -40,6 +40,8 @@ pub(super) struct Machine {
     exit_on_map_gpa_range: AtomicBool,
     finalised: AtomicBool,
     msr_filter: Mutex<Vec<MsrFilter>>,
+    /// It stands still unless somebody sets it.
+    clock: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -118,6 +120,7 @@ impl ModelVm {
             exit_on_map_gpa_range: AtomicBool::new(false),
             finalised: AtomicBool::new(false),
             msr_filter: Mutex::default(),
+            clock: AtomicU64::new(0),
         }))
     }
 
@@ -205,6 +208,15 @@ impl Vm for ModelVm {
         let enabled = if offered { Ok(()) } else { Err(libc::EINVAL) };
         enabled.map_err(failed("filter", format!("{} ranges of MSRs", filter.len())))?;
         *lock(&self.0.msr_filter) = filter.to_vec();
+        Ok(())
+    }
+
+    fn clock(&self) -> Result<u64> {
+        Ok(self.0.clock.load(Ordering::Relaxed))
+    }
+
+    fn set_clock(&self, nanoseconds: u64) -> Result<()> {
+        self.0.clock.store(nanoseconds, Ordering::Relaxed);
         Ok(())
     }
 

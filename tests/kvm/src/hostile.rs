@@ -9,7 +9,7 @@
 //! A fault of the guest's is a reply, so a refused access does not end the guest. Each wait has a limit, the whole guest
 //! has one, and `umbra` is killed when the [`HostileGuest`] is dropped. A task costs a few milliseconds in the lab.
 
-mod image;
+pub mod image;
 mod program;
 mod task;
 
@@ -33,6 +33,7 @@ use crate::umbra::shared_memory::SharedMemoryFile;
 use task::{Fault, Reply, Task};
 
 pub use image::{vmlinux, vmlinux_for};
+pub use program::MAP_GPA_RANGE;
 
 /// How long a guest may live, from the start of `umbra` to its end. Most need less than two seconds, unless
 /// much else runs.

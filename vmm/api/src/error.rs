@@ -47,11 +47,12 @@ impl ApiError {
 
     /// What the machine said. What the operator's request can cause is the operator's to mend.
     pub fn from_machine(message: impl Into<String>, error: &vmm::Error) -> Self {
-        use vmm::Error::{Conversion, GuestMemory, Hypervisor, Memory, System, Vcpu};
+        use vmm::Error::{Conversion, Ended, GuestMemory, Hypervisor, Memory, System, Vcpu};
         let status = match error {
             Hypervisor(_) | Memory(_) | GuestMemory { .. } | Conversion(_) | System { .. } | Vcpu { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
+            Ended => StatusCode::CONFLICT,
             _ => StatusCode::BAD_REQUEST,
         };
         Self::caused(status, message, error)

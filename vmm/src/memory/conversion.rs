@@ -13,7 +13,7 @@
 //! ```
 //!
 //! * *Revoke*: devices are refused new guards ([`super::guarded`]).
-//! * *Quiesce*: the guards and pins that overlap have ended. Without limit; reported after each second.
+//! * *Quiesce*: the guards and pins that overlap have ended. Without limit; reported after each second, and cut short by a pause.
 //! * *Unmap*, *map*: [`ConversionListener`]s let go of the pages, or take them.
 //! * *Set attribute* and *publish* are done under one lock, that of the ledger. Nothing else is, so waiting and discarding
 //!   go on in parallel.
@@ -104,7 +104,8 @@ impl GuestRam {
         if self.is_settled(request.range, request.to) {
             return Ok(false);
         }
-        let result = self.wait_for_turn(request.kind).and_then(|()| self.convert_range(request.range, request.to));
+        let result =
+            self.wait_for_turn(request.kind).and_then(|()| self.convert_range(request.range, request.to, request.kind));
         self.count(request.kind, result)
     }
 
@@ -114,7 +115,7 @@ impl GuestRam {
     /// A conversion that failed; the guest can't go on.
     pub fn make_all_private(&self) -> Result<(), ConversionError> {
         for ram in self.layout.ranges() {
-            let result = self.convert_range(ram.gpa, PageState::Private);
+            let result = self.convert_range(ram.gpa, PageState::Private, ConversionKind::Host);
             self.count(ConversionKind::Host, result)?;
         }
         Ok(())
@@ -123,7 +124,8 @@ impl GuestRam {
     fn count(&self, kind: ConversionKind, result: Result<bool, ConversionError>) -> Result<bool, ConversionError> {
         match &result {
             Ok(true) => self.counters.count_conversion(kind),
-            Ok(false) => {}
+            // It comes again.
+            Ok(false) | Err(ConversionError::Interrupted) => {}
             Err(_) => self.counters.count_failure(),
         }
         result
@@ -151,15 +153,13 @@ impl GuestRam {
             if left.is_zero() {
                 return Ok(());
             }
-            if self.is_ending() {
-                return Err(ConversionError::Stopped);
-            }
+            self.check_waiting()?;
             std::thread::sleep(left.min(NAP));
         }
     }
 
     /// Returns whether any page changed.
-    fn convert_range(&self, range: GpaRange, to: PageState) -> Result<bool, ConversionError> {
+    fn convert_range(&self, range: GpaRange, to: PageState, kind: ConversionKind) -> Result<bool, ConversionError> {
         let mut changed = false;
         if to == PageState::Private {
             if !self.layout.converts() {
@@ -171,6 +171,9 @@ impl GuestRam {
         for (ram, part) in self.layout.split(range) {
             let mut rest = PageRange::touched(ram.backing_offset(part.start()), part.len());
             while let Some(pages) = rest {
+                if kind != ConversionKind::Host {
+                    self.check_waiting()?;
+                }
                 self.discards.check_limit().map_err(|source| ConversionError::Owed { range, source })?;
                 let converted = match to {
                     PageState::Private => self.next_to_private(ram, pages)?,

@@ -129,7 +129,7 @@ pub use guard::{Guard, GuardHandle};
 pub use guards::{Guards, Pin, Refused};
 pub use held::{PinnedMemory, Window};
 pub use pages::{MAX_PAGES, PageRange};
-pub use quiesce::{Quiesce, REPORT_INTERVAL, Report, WaitForGuards, Waiting};
+pub use quiesce::{LOOK_INTERVAL, Quiesce, Report, WaitForGuards, Waiting};
 pub use ram_table::{RamPiece, RamTable, RamTableError};
 pub use refusal::{Obstacle, RefusedAccess};
 pub use runs::Run;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hypervisor::{PAGE_SIZE, PageState};
 use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileSlice};
-use vmm::memory::guarded::{DeviceView, REPORT_INTERVAL, SliceGuard, WaitForGuards, Waiting};
+use vmm::memory::guarded::{DeviceView, LOOK_INTERVAL, SliceGuard, WaitForGuards, Waiting};
 
 use crate::memory::{Memory, pages};
 
@@ -104,12 +104,10 @@ fn not_for_guards_on_other_pages() {
     let window = view.window(at(10), PAGE_SIZE as usize).unwrap();
     let pin = view.pin(&[(at(20), PAGE_SIZE as usize)]).unwrap();
     let held: Vec<_> = (100..120).map(|page| slice(&view, page)).collect();
-    let start = Instant::now();
     for page in [0, 9, 11, 19, 21, 99, 120, 199] {
         memory.make_private(pages(page, page + 1));
     }
     memory.make_private(pages(121, 199));
-    assert!(start.elapsed() < REPORT_INTERVAL, "it took {:?}", start.elapsed());
     drop((window, pin, held));
 }
 
@@ -140,7 +138,7 @@ fn for_a_guard_that_was_forgotten_until_its_device_is_gone() {
 }
 
 #[test]
-fn a_long_wait_is_reported_each_second_and_can_be_given_up() {
+fn a_long_wait_is_reported_again_and_again_and_can_be_given_up() {
     for by_pin in [false, true] {
         let mut memory = memory();
         let view = memory.device.view("slow disk");
@@ -155,10 +153,10 @@ fn a_long_wait_is_reported_each_second_and_can_be_given_up() {
         });
         let took = start.elapsed();
         let revoked = given_up.unwrap_err();
-        assert!((2 * REPORT_INTERVAL..3 * REPORT_INTERVAL).contains(&took), "{took:?}");
-        for (second, report) in (1..).zip(&reports) {
+        assert!(took >= 2 * LOOK_INTERVAL, "{took:?}");
+        for (look, report) in (1..).zip(&reports) {
             assert_eq!((report.range, &*report.owner), (pages(4, 9), "slow disk"));
-            assert!(report.waited >= REPORT_INTERVAL * second, "{report:?}");
+            assert!(report.waited >= LOOK_INTERVAL * look, "{report:?}");
         }
         assert!(view.read_obj::<u64>(at(7)).is_err(), "new guards are refused meanwhile");
         memory.writer.restore(revoked);

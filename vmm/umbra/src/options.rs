@@ -14,7 +14,7 @@ use umbra_api::types::{
 };
 use vmm::config as to;
 
-use pairs::Kind::{Number, Size, Switch, Text};
+use pairs::Kind::{Number, Processors, Size, Switch, Text};
 use pairs::{parse, size};
 
 /// Checks that a value can be honoured, in the words of the option.
@@ -43,8 +43,8 @@ pub fn memory(text: &str) -> Result<MemoryConfig, String> {
 /// `--cpus boot=2,max=2`
 pub fn cpus(text: &str) -> Result<CpusConfig, String> {
     let keys = [
-        ("boot", "boot_vcpus", Number),
-        ("max", "max_vcpus", Number),
+        ("boot", "boot_vcpus", Processors),
+        ("max", "max_vcpus", Processors),
         ("kvm_hyperv", "kvm_hyperv", Switch),
         ("max_phys_bits", "max_phys_bits", Number),
         ("nested", "nested", Switch),
@@ -208,7 +208,8 @@ mod tests {
         assert!(vsock("cid=3").unwrap_err().contains("socket"));
         assert!(disk("readonly=on").unwrap_err().contains("path"));
         assert!(cpus("boot=300").unwrap_err().contains("300"));
-        assert!(cpus("boot=0").unwrap_err().contains("boot_vcpus"));
+        assert!(cpus("boot=0").unwrap_err().contains("1 to 255"));
+        assert!(cpus("boot=2,max=1").unwrap_err().contains("max_vcpus"));
     }
 
     #[test]

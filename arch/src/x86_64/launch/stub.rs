@@ -14,6 +14,9 @@ use crate::x86_64::map::LAUNCH_PORT;
 core::arch::global_asm!(
     ".pushsection .rodata.umbra_launch, \"a\", @progbits",
     ".balign 16",
+    // Other units of this crate's code may refer to them, nothing else.
+    ".globl umbra_launch_start, umbra_launch_end",
+    ".hidden umbra_launch_start, umbra_launch_end",
     "umbra_launch_start:",
     // Copy each range to the same address of the private alias.
     "2:",

@@ -15,7 +15,11 @@ pub fn vmlinux() -> Vec<u8> {
 
 /// The same for any machine, by its number in ELF's register.
 pub fn vmlinux_for(machine: u16) -> Vec<u8> {
-    let code = program::code();
+    elf(machine, program::code(), program::SIZE)
+}
+
+/// An ELF file that has this code as its only segment, which takes `size` bytes of memory.
+pub fn elf(machine: u16, code: &[u8], size: u64) -> Vec<u8> {
     let at = u64::from(HEADER_SIZE + PROGRAM_HEADER_SIZE);
     let mut file = Vec::with_capacity(at as usize + code.len());
     // 64-bit, little-endian, version 1.
@@ -33,7 +37,7 @@ pub fn vmlinux_for(machine: u16) -> Vec<u8> {
     let (load, all) = (1u32, 7u32);
     file.extend([load, all].into_iter().flat_map(u32::to_le_bytes));
     let (virtual_address, length, alignment) = (GPA, code.len() as u64, 16);
-    let segment = [at, virtual_address, GPA, length, program::SIZE, alignment];
+    let segment = [at, virtual_address, GPA, length, size, alignment];
     file.extend(segment.into_iter().flat_map(u64::to_le_bytes));
     file.extend(code);
     file

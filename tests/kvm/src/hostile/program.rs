@@ -47,6 +47,9 @@ const STACK: u64 = IDT + PAGE;
 core::arch::global_asm!(
     ".pushsection .rodata.hostile_program, \"a\", @progbits",
     ".balign 16",
+    // Other units of this crate's code may refer to them, nothing else.
+    ".globl hostile_program_start, hostile_program_end",
+    ".hidden hostile_program_start, hostile_program_end",
     "hostile_program_start:",
     "cld",
     "lea r12, [rip + hostile_program_start]",

@@ -14,7 +14,6 @@ fn missing<T>(what: &'static str) -> Result<T> {
 /// Refuses devices that no machine of this build has.
 pub fn refuse_what_is_not_there(config: &VmConfig) -> Result<()> {
     let wanted = [
-        (config.cpus.boot != 1, "this build runs machines of one processor: ask for one"),
         (!config.disks.is_empty(), "this build has no disks: leave them out"),
         (!config.nets.is_empty(), "this build has no network devices: leave them out"),
         (config.vsock.is_some(), "this build has no socket device: leave it out"),
@@ -25,18 +24,6 @@ pub fn refuse_what_is_not_there(config: &VmConfig) -> Result<()> {
 }
 
 pub trait PlaceholderMethods {
-    fn pause(&self) -> Result<()> {
-        missing("this build can't pause machines")
-    }
-    fn resume(&self) -> Result<()> {
-        missing("this build can't pause machines")
-    }
-    fn is_paused(&self) -> bool {
-        false
-    }
-    fn nmi(&self) -> Result<()> {
-        missing("this build can't give a machine a non-maskable interrupt")
-    }
     fn power_button(&self) -> Result<()> {
         missing("this build's machines have no power button")
     }

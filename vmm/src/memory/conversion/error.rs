@@ -82,6 +82,9 @@ pub enum ConversionError {
         #[source]
         source: hypervisor::Error,
     },
+    /// The machine pauses. Pieces before the one that was to be next are converted; the same request does the rest later.
+    #[error("the conversion was interrupted: the machine pauses")]
+    Interrupted,
     /// An earlier conversion left the machine inconsistent, or the machine is ending.
     #[error("the machine is ending, or an earlier conversion failed half-way")]
     Stopped,

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arch::x86_64::memory_layout::RamRange;
 use hypervisor::PageState::{Private, Shared};
@@ -12,6 +13,18 @@ use crate::memory::discards::Debt;
 use crate::memory::event::MemoryEvent;
 use crate::memory::guarded::{ChangeError, PageRange, Quiesced, Revoked, Waiting};
 use crate::memory::ledger::Ledger;
+
+/// How often a wait is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Whether a pause of the machine cuts a wait short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// The conversion is undone, and made anew later.
+    UntilPause,
+    /// There is no way back.
+    Endless,
+}
 
 /// No device and no listener is at the pages, and none gets at them.
 #[must_use]
@@ -35,7 +48,7 @@ impl GuestRam {
         pages: PageRange,
     ) -> Result<Option<PageRange>, ConversionError> {
         let Some((piece, revoked, listeners)) = self.revoke_next(ram, pages)? else { return Ok(None) };
-        let quiesced = self.quiesce_piece(&piece, revoked)?;
+        let quiesced = self.quiesce_piece(&piece, revoked, Patience::UntilPause)?;
         let unmapped = unmap(quiesced, &piece, &listeners);
         let mut ledger = self.ledger();
         let result = match self.flip_unmapped(&mut ledger, &piece, unmapped) {
@@ -82,6 +95,7 @@ impl GuestRam {
             match ledger.writer.revoke(piece.pages) {
                 Ok(revoked) => return Ok(Some((piece, revoked, ledger.listeners.clone()))),
                 Err(ChangeError::InFlight { .. } | ChangeError::Full { .. }) => {
+                    self.check_waiting()?;
                     ledger = self.wait_for_others(ledger)?
                 }
                 Err(source) => return Err(ConversionError::Map { range: piece.gpa, source }),
@@ -89,22 +103,45 @@ impl GuestRam {
         }
     }
 
-    fn quiesce_piece(&self, piece: &Piece<'_>, revoked: Revoked) -> Result<Quiesced, ConversionError> {
-        let report = &mut |waiting: &Waiting| self.report_wait(piece, waiting);
-        revoked.quiesce(&*self.quiesce, self.devices.guards(), report).map_err(|revoked| {
+    fn quiesce_piece(
+        &self,
+        piece: &Piece<'_>,
+        revoked: Revoked,
+        patience: Patience,
+    ) -> Result<Quiesced, ConversionError> {
+        let mut next_report = REPORT_INTERVAL;
+        let mut gave_up = ConversionError::Stopped;
+        let look = &mut |waiting: &Waiting| {
+            if waiting.waited >= next_report {
+                next_report = waiting.waited + REPORT_INTERVAL;
+                self.report_wait(piece, waiting);
+            }
+            let may_wait = match patience {
+                Patience::UntilPause => self.check_waiting(),
+                Patience::Endless if self.is_ending() => Err(ConversionError::Stopped),
+                Patience::Endless => Ok(()),
+            };
+            match may_wait {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    gave_up = error;
+                    ControlFlow::Break(())
+                }
+            }
+        };
+        revoked.quiesce(&*self.quiesce, self.devices.guards(), look).map_err(|revoked| {
             self.ledger().writer.restore(revoked);
             self.conversion_ended.notify_all();
-            ConversionError::Stopped
+            gave_up
         })
     }
 
-    /// A conversion waits for a device for as long as it takes, unless the machine is ending.
-    fn report_wait(&self, piece: &Piece<'_>, waiting: &Waiting) -> ControlFlow<()> {
+    /// A conversion waits for a device for as long as it takes, unless the machine is ending or pauses.
+    fn report_wait(&self, piece: &Piece<'_>, waiting: &Waiting) {
         self.counters.count_wait();
         let Waiting { waited, owner, .. } = waiting;
         tracing::warn!("the conversion of {} to private has been waiting for {owner} for {waited:.1?}", piece.gpa);
         (self.observer)(&MemoryEvent::Waiting { range: piece.gpa, waited: *waited, owner });
-        if self.is_ending() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn flip_unmapped(
@@ -162,7 +199,8 @@ impl GuestRam {
         mapped: &[Arc<dyn ConversionListener>],
     ) -> Result<(), ConversionError> {
         // As long as the debt is held, nobody else converts these pages.
-        let revoked = self.revoke_again(piece).and_then(|revoked| self.quiesce_piece(piece, revoked));
+        let revoked =
+            self.revoke_again(piece).and_then(|revoked| self.quiesce_piece(piece, revoked, Patience::Endless));
         let quiesced = match revoked {
             Ok(quiesced) => quiesced,
             Err(error) => {

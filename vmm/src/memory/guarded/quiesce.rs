@@ -1,8 +1,8 @@
 //! Waiting for the guards and pins on revoked pages to end.
 //!
 //! Only guards whose pages overlap are waited for, each until it has been seen to end once: guards that begin later find
-//! their pages refused and end by themselves. A wait has no limit; whoever waits is told after each second, and who is
-//! in the way, and may give up then.
+//! their pages refused and end by themselves. A wait has no limit; whoever waits is told again and again, and who is in the
+//! way, and may give up then.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use super::pages::PageRange;
 use super::sync::{Arc, Wait};
 use super::writer::{Quiesced, Revoked};
 
-/// How often a wait is reported.
-pub const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often who waits is told, and asked whether to go on: what an end or a pause of the machine waits for at most.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A conversion that is waiting for a device.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ pub struct Waiting {
     pub owner: Arc<str>,
 }
 
-/// Told of a wait after each [`REPORT_INTERVAL`]; [`ControlFlow::Break`] gives the conversion up.
+/// Told of a wait after each [`LOOK_INTERVAL`]; [`ControlFlow::Break`] gives the conversion up.
 pub type Report<'a> = dyn FnMut(&Waiting) -> ControlFlow<()> + 'a;
 
 /// How the guards on revoked pages come to an end: for the product, [`WaitForGuards`].
@@ -47,16 +47,16 @@ impl Quiesce for WaitForGuards {
         let registry = &guards.plane().registry;
         let mut wait = None;
         for (line, slot, owner) in registry.overlapping(range) {
-            let (wait, next_report) = wait.get_or_insert_with(|| (Wait::new(), REPORT_INTERVAL));
+            let (wait, next_look) = wait.get_or_insert_with(|| (Wait::new(), LOOK_INTERVAL));
             while line.pages(slot).is_some_and(|pages| pages.overlaps(range)) {
                 wait.pause();
-                tell(wait, next_report, range, &owner, report)?;
+                tell(wait, next_look, range, &owner, report)?;
             }
         }
         while let Some(owner) = registry.pins.owner_in(range) {
-            let (wait, next_report) = wait.get_or_insert_with(|| (Wait::new(), REPORT_INTERVAL));
-            registry.pins.wait_for_an_end(range, next_report.saturating_sub(wait.elapsed()));
-            tell(wait, next_report, range, &owner, report)?;
+            let (wait, next_look) = wait.get_or_insert_with(|| (Wait::new(), LOOK_INTERVAL));
+            registry.pins.wait_for_an_end(range, next_look.saturating_sub(wait.elapsed()));
+            tell(wait, next_look, range, &owner, report)?;
         }
         ControlFlow::Continue(())
     }
@@ -64,16 +64,16 @@ impl Quiesce for WaitForGuards {
 
 fn tell(
     wait: &Wait,
-    next_report: &mut Duration,
+    next_look: &mut Duration,
     range: PageRange,
     owner: &Arc<str>,
     report: &mut Report<'_>,
 ) -> ControlFlow<()> {
     let waited = wait.elapsed();
-    if waited < *next_report {
+    if waited < *next_look {
         return ControlFlow::Continue(());
     }
-    *next_report = waited + REPORT_INTERVAL;
+    *next_look = waited + LOOK_INTERVAL;
     report(&Waiting { range, waited, owner: owner.clone() })
 }
 

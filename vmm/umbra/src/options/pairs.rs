@@ -10,6 +10,8 @@ pub enum Kind {
     Text,
     /// A number.
     Number,
+    /// A number of processors.
+    Processors,
     /// Bytes, with a suffix if one likes.
     Size,
     /// On or off.
@@ -36,12 +38,19 @@ pub fn parse<T: DeserializeOwned>(text: &str, keys: &[(&str, &str, Kind)], defau
         let value = match kind {
             Kind::Text => value.into(),
             Kind::Number => value.parse::<u64>().map_err(|_| format!("{key}={value:?} is not a number"))?.into(),
+            Kind::Processors => processors(key, value)?.into(),
             Kind::Size => size(value)?.into(),
             Kind::Switch => on_off(key, value)?.into(),
         };
         fields.insert((*field).into(), value);
     }
     serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())
+}
+
+fn processors(key: &str, value: &str) -> Result<u8, String> {
+    let number: u64 = value.parse().map_err(|_| format!("{key}={value:?} is not a number"))?;
+    let fits = u8::try_from(number).ok().filter(|count| *count > 0);
+    fits.ok_or_else(|| format!("{key}={value} is not possible: a machine has 1 to 255 processors"))
 }
 
 fn on_off(key: &str, value: &str) -> Result<bool, String> {

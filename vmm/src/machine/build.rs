@@ -1,0 +1,137 @@
+//! Building a machine: everything that can be checked is checked before anything is created.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use arch::x86_64::image::KernelImage;
+use arch::x86_64::launch::{self, Launch};
+use arch::x86_64::map::SERIAL_GSI;
+use arch::x86_64::{MemoryLayout, cpuid, msr};
+use hypervisor::{Hypervisor, Vcpu};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{Control, Machine};
+use crate::config::VmConfig;
+use crate::console::Output;
+use crate::devices::Devices;
+use crate::devices::serial::SerialDevice;
+use crate::events::{self, EventMonitor};
+use crate::memory::{GuestRam, RamOptions};
+use crate::vcpu::Phase;
+use crate::{Error, Result};
+
+/// The most bytes that a kernel file may have: far more than Linux has, debugging information and all.
+const MAX_KERNEL_FILE: u64 = 2 << 30;
+
+/// Builds a machine.
+pub(super) fn build(
+    hypervisor: &dyn Hypervisor,
+    config: &VmConfig,
+    output: &Output,
+    events: &Arc<EventMonitor>,
+) -> Result<Machine> {
+    let processors = config.cpus.boot;
+    if processors == 0 {
+        return Err(Error::NoProcessor);
+    }
+    let isolation = config.resolve_isolation(hypervisor.caps())?;
+    let supported = hypervisor.supported_cpuid()?;
+    let layout = MemoryLayout::new(isolation, config.memory.size, cpuid::address_bits(&supported))?
+        .reserving(config.memory.window)?;
+    let kernel = read(&config.kernel, "kernel", MAX_KERNEL_FILE)?;
+    let kernel = KernelImage::parse(&kernel).map_err(|source| Error::Kernel { path: config.kernel.clone(), source })?;
+    let initramfs =
+        config.initramfs.as_deref().map_or(Ok(Vec::new()), |path| read(path, "initramfs", layout.size()))?;
+    let launch = launch::plan(&layout, &kernel, &initramfs, &config.command_line, processors)?;
+
+    let vm = hypervisor.create_vm(isolation.vm_type())?;
+    vm.create_irqchip()?;
+    if layout.converts() {
+        vm.exit_on_map_gpa_range()?;
+    }
+    let filter = msr::filter(isolation);
+    if !filter.is_empty() {
+        vm.filter_msrs(filter)?;
+    }
+    let leaves = |id| cpuid::for_processor(&supported, &layout, id, processors);
+    let leaves: Vec<_> = (0..processors).map(leaves).collect();
+    let options = RamOptions {
+        policy: config.conversions,
+        observer: events::memory_observer(events.clone()),
+        ..RamOptions::default()
+    };
+    let ram = GuestRam::new(vm.clone(), layout, options)?;
+    for blob in &launch.blobs {
+        ram.write(blob.gpa, &blob.data)?;
+    }
+    let line = EventFd::new(EFD_NONBLOCK).map_err(Error::system("create an interrupt line"))?;
+    vm.register_irqfd(&line, SERIAL_GSI)?;
+    let mut vcpus = Vec::with_capacity(leaves.len());
+    for (id, leaves) in (0..processors).zip(leaves) {
+        let vcpu = vm.create_vcpu(id)?;
+        vcpu.set_cpuid(&leaves)?;
+        let phase = set_up(&*vcpu, id, &launch)?;
+        vcpus.push((vcpu, phase));
+    }
+    let interrupters = vcpus.iter().map(|(vcpu, _)| vcpu.interrupter()).collect::<hypervisor::Result<_>>()?;
+    let control = Arc::new(Control::new(interrupters, !launch.announces));
+    // Last, since it may create a file: whatever fails before leaves none behind.
+    let devices = Devices { serial: SerialDevice::new(line, output.writer(control.clone())?) };
+    Ok(Machine {
+        isolation,
+        vcpus,
+        ram: Arc::new(ram),
+        devices: Arc::new(devices),
+        control,
+        serial: config.serial.clone(),
+        vm,
+    })
+}
+
+/// Reads a file of at most `limit` bytes. Devices and pipes may have no end, and files may be larger than memory.
+fn read(path: &Path, role: &'static str, limit: u64) -> Result<Vec<u8>> {
+    let failed = |source| Error::File { operation: "read", role, path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let mut bytes = Vec::new();
+    if size <= limit {
+        bytes.try_reserve_exact(size as usize).map_err(|error| failed(error.into()))?;
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    }
+    if size.max(bytes.len() as u64) > limit {
+        return Err(Error::FileTooLarge { role, path: path.to_owned(), limit });
+    }
+    Ok(bytes)
+}
+
+/// Puts a processor where it begins, and says what it does there.
+fn set_up(vcpu: &dyn Vcpu, id: u8, launch: &Launch<'_>) -> Result<Phase> {
+    /// Local APIC on, and in x2APIC mode (AMD's manual volume 2, 16.9). It must be on first.
+    const APIC_ENABLE: u64 = 1 << 11;
+    const APIC_X2: u64 = 1 << 10;
+    let mut special = vcpu.special_registers()?;
+    special.apic_base |= APIC_ENABLE;
+    vcpu.set_special_registers(&special)?;
+    special.apic_base |= APIC_X2;
+    let phase = match &launch.parking {
+        _ if id == 0 => {
+            launch.set_special_registers(&mut special);
+            vcpu.set_registers(&launch.registers)?;
+            if launch.announces { Phase::Launching } else { Phase::Running }
+        }
+        Some(parking) => {
+            parking.set_special_registers(&mut special);
+            vcpu.set_registers(&parking.registers(id))?;
+            vcpu.start_at_once()?;
+            Phase::parked()
+        }
+        // It waits for INIT and SIPI.
+        None => Phase::Running,
+    };
+    vcpu.set_special_registers(&special)?;
+    let (index, value) = msr::MTRR_DEFAULT;
+    vcpu.set_msr(index, value)?;
+    Ok(phase)
+}

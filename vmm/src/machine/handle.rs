@@ -1,0 +1,109 @@
+//! Steering a machine that runs, from any thread.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hypervisor::Vm;
+
+use super::{Control, Stop};
+use crate::Result;
+use crate::devices::Devices;
+use crate::error::chain;
+use crate::memory::{GuestRam, MemoryStatistics};
+
+/// Steers a machine, or looks into it. It holds the guest's memory for as long as it lives, but not the machine's threads.
+#[derive(Clone)]
+pub struct MachineHandle {
+    pub(super) ram: Arc<GuestRam>,
+    pub(super) devices: Arc<Devices>,
+    pub(super) control: Arc<Control>,
+    pub(super) vm: Arc<dyn Vm>,
+    /// Held by whoever pauses or resumes.
+    pub(super) pause: Arc<Mutex<Pause>>,
+}
+
+/// Whether the machine stands still.
+#[derive(Debug, Default)]
+pub(super) enum Pause {
+    #[default]
+    Running,
+    /// Since the guest's clock showed this.
+    Paused { clock: Option<u64> },
+}
+
+impl MachineHandle {
+    fn transition(&self) -> MutexGuard<'_, Pause> {
+        // Nothing in here panics half-way.
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the machine, with [`Stop::Requested`].
+    pub fn stop(&self) {
+        self.control.end(Ok(Stop::Requested));
+    }
+
+    /// Ends the machine with [`Stop::Reset`]: whoever runs it builds a new one.
+    pub fn reset(&self) {
+        self.control.end(Ok(Stop::Reset));
+    }
+
+    /// Makes the machine stand still. When this returns, no vCPU and no device does anything, and nothing is left half done:
+    /// a conversion that has to wait for a device is undone, and made anew after [`MachineHandle::resume`]. The guest's
+    /// paravirtual clock stands still as well. A machine that is paused stays so.
+    ///
+    /// # Errors
+    /// A machine that ends instead.
+    pub fn pause(&self) -> Result<()> {
+        let mut pause = self.transition();
+        if let Pause::Paused { .. } = *pause {
+            return Ok(());
+        }
+        self.control.pause();
+        self.ram.interrupt_conversions();
+        self.control.wait_until_still()?;
+        self.devices.pause();
+        let clock = self.vm.clock();
+        let clock = clock.inspect_err(|error| tracing::warn!("the guest's clock goes on: {}", chain(error)));
+        *pause = Pause::Paused { clock: clock.ok() };
+        Ok(())
+    }
+
+    /// Lets a paused machine go on. A machine that runs goes on running.
+    ///
+    /// # Errors
+    /// The hypervisor's, if the guest's clock can't be set; the machine stays paused.
+    pub fn resume(&self) -> Result<()> {
+        let mut pause = self.transition();
+        let Pause::Paused { clock } = *pause else { return Ok(()) };
+        if let Some(clock) = clock {
+            self.vm.set_clock(clock)?;
+        }
+        self.devices.resume();
+        self.ram.allow_conversions();
+        self.control.resume();
+        *pause = Pause::Running;
+        Ok(())
+    }
+
+    /// Whether the machine stands still.
+    pub fn is_paused(&self) -> bool {
+        matches!(*self.transition(), Pause::Paused { .. })
+    }
+
+    /// Gives all processors that run a non-maskable interrupt; in a paused machine, when it goes on.
+    ///
+    /// # Errors
+    /// A machine that has ended.
+    pub fn nmi(&self) -> Result<()> {
+        self.control.nmi()
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// Figures about its memory.
+    pub fn memory_statistics(&self) -> MemoryStatistics {
+        self.ram.statistics()
+    }
+}
