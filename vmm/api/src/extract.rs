@@ -2,7 +2,7 @@
 //!
 //! The type of the content is not asked for: `ch-remote` does not name it.
 
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
@@ -24,16 +24,19 @@ pub struct NoBody;
 pub struct Query<T>(pub T);
 
 async fn bytes(request: Request) -> Result<Bytes, ApiError> {
+    let too_large =
+        || ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {BODY_LIMIT} bytes"));
+    // What says beforehand that it is too large is not read.
+    if request.body().size_hint().lower() > BODY_LIMIT as u64 {
+        return Err(too_large());
+    }
     let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
     let body = tokio::time::timeout(BODY_TIMEOUT, body)
         .await
         .map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))?;
     match body {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            let message = format!("the body has more than {BODY_LIMIT} bytes");
-            Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message))
-        }
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(error) => Err(ApiError::caused(StatusCode::BAD_REQUEST, "the body can't be read", &*error)),
     }
 }
