@@ -57,6 +57,8 @@ pub struct MemoryConfig {
     pub size: u64,
     /// Whether it is user-unmappable; `None` if the isolation says so: it is, if an isolation other than none is named.
     pub unmappable: Option<bool>,
+    /// Bytes at the end of low RAM that the guest is told are not its own: what the operator may convert. Zero for none.
+    pub window: u64,
 }
 
 /// The virtio console.
@@ -197,7 +199,7 @@ mod tests {
             kernel: "vmlinuz".into(),
             initramfs: None,
             command_line: String::new(),
-            memory: MemoryConfig { size: 512 << 20, unmappable },
+            memory: MemoryConfig { size: 512 << 20, unmappable, window: 0 },
             isolation,
             conversions: Policy::default(),
             serial: SerialConfig::Null,

@@ -1,7 +1,7 @@
 //! The event monitor: what happens to a machine, as JSON objects in a file.
 //!
 //! The format is Cloud Hypervisor's: pretty-printed objects with `timestamp`, `source`, `event` and `properties`, each
-//! followed by an empty line.
+//! followed by an empty line. One listener may be told of the same objects.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,9 +18,13 @@ use crate::memory::event::{MemoryEvent, MemoryObserver};
 /// statistics.
 const REFUSAL_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Told of each event, on the thread that it happens on: it must not wait.
+pub type Listener = dyn Fn(Value) + Send + Sync;
+
 /// Where events go, if anywhere.
 pub struct EventMonitor {
     file: OnceLock<Mutex<File>>,
+    listener: OnceLock<Box<Listener>>,
     start: Instant,
 }
 
@@ -33,7 +37,7 @@ impl Default for EventMonitor {
 impl EventMonitor {
     /// Events go nowhere until there is a file; timestamps count from now.
     pub fn new() -> Self {
-        Self { file: OnceLock::new(), start: Instant::now() }
+        Self { file: OnceLock::new(), listener: OnceLock::new(), start: Instant::now() }
     }
 
     /// From here on, events go to this file. The first file counts.
@@ -41,9 +45,17 @@ impl EventMonitor {
         let _ = self.file.set(Mutex::new(file));
     }
 
-    /// Writes one event. A file that can't be written is not worth stopping a machine for.
+    /// From here on, this one is told of events. The first listener counts.
+    pub fn tell(&self, listener: Box<Listener>) {
+        let _ = self.listener.set(listener);
+    }
+
+    /// Writes one event, and tells the listener. A file that can't be written is not worth stopping a machine for.
     pub fn emit(&self, source: &str, event: &str, properties: impl Serialize) {
-        let Some(file) = self.file.get() else { return };
+        let (file, listener) = (self.file.get(), self.listener.get());
+        if file.is_none() && listener.is_none() {
+            return;
+        }
         let since = self.start.elapsed();
         let event = json!({
             "timestamp": { "secs": since.as_secs(), "nanos": since.subsec_nanos() },
@@ -51,9 +63,14 @@ impl EventMonitor {
             "event": event,
             "properties": serde_json::to_value(properties).unwrap_or(Value::Null),
         });
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = write!(file, "{event:#}\n\n").and_then(|()| file.flush()) {
-            tracing::warn!("cannot write an event: {error}");
+        if let Some(file) = file {
+            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = write!(file, "{event:#}\n\n").and_then(|()| file.flush()) {
+                tracing::warn!("cannot write an event: {error}");
+            }
+        }
+        if let Some(listener) = listener {
+            listener(event);
         }
     }
 }
@@ -99,6 +116,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let monitor = EventMonitor::new();
         monitor.emit("vm", "unheard", ());
+        let (heard, told) = std::sync::mpsc::channel();
+        monitor.tell(Box::new(move |event| heard.send(event).unwrap()));
         monitor.write_to(file.reopen().unwrap());
         monitor.emit("vm", "booted", ());
         monitor.emit("memory", "stats", json!({ "ram_bytes": 7 }));
@@ -109,5 +128,6 @@ mod tests {
         assert_eq!(events[0]["event"], "booted");
         assert_eq!(events[1]["properties"]["ram_bytes"], 7);
         assert_eq!(text.matches("\n\n").count(), 2);
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), events, "the listener is told the same");
     }
 }

@@ -21,6 +21,7 @@ const COMMAND_LINE_MAX: u32 = 2047;
 
 /// Kinds of memory in the map that firmware gives (ACPI 6.5, table 15.4).
 const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
 const E820_ACPI: u32 = 3;
 
 /// What a kernel says of itself in the header of its file, or what is right for one that says nothing.
@@ -84,14 +85,17 @@ pub fn build(
     params.as_slice().to_vec()
 }
 
-/// RAM and the ACPI tables' area. Type 3 is what makes the guest map the tables as private memory.
+/// RAM, the ACPI tables' area, and the window that is not the guest's. Type 3 is what makes the guest map the tables as private memory.
 fn memory_map(layout: &MemoryLayout) -> Vec<boot_e820_entry> {
     let entry = |start, end, kind| boot_e820_entry { addr: start, size: end - start, r#type: kind };
     let mut map = vec![
         entry(0, LOW_END, E820_RAM),
         entry(ACPI_START, ACPI_END, E820_ACPI),
-        entry(ACPI_END, layout.low_ram_end(), E820_RAM),
+        entry(ACPI_END, layout.usable_low_end(), E820_RAM),
     ];
+    if let Some(window) = layout.window() {
+        map.push(entry(window.start(), window.end(), E820_RESERVED));
+    }
     for ram in layout.ranges().iter().filter(|ram| ram.gpa.start() >= layout.low_ram_end()) {
         map.push(entry(ram.gpa.start(), ram.gpa.end(), E820_RAM));
     }
@@ -120,6 +124,21 @@ mod tests {
             .map(|at| u64::from_le_bytes(bytes[at + 8..at + 16].try_into().unwrap()))
             .sum();
         assert_eq!(ram, (4 << 30) - (ACPI_END - LOW_END));
+    }
+
+    #[test]
+    fn a_window_is_reserved_and_nothing_else_changes() {
+        let layout = MemoryLayout::new(Isolation::Software, 4 << 30, 48).unwrap();
+        let kinds = |layout: &MemoryLayout| -> Vec<(u64, u64, u32)> {
+            memory_map(layout).iter().map(|entry| (entry.addr, entry.size, entry.r#type)).collect()
+        };
+        let (before, window) = (kinds(&layout), 16 << 20);
+        let after = kinds(&layout.reserving(window).unwrap());
+        let end = before[2].0 + before[2].1;
+        let mut expected = before.clone();
+        expected[2].1 -= window;
+        expected.insert(3, (end - window, window, E820_RESERVED));
+        assert_eq!(after, expected);
     }
 
     #[test]

@@ -251,7 +251,7 @@ fn place_initramfs(
     header: &KernelHeader,
     size: u64,
 ) -> Result<u64, LaunchError> {
-    let low_ram_end = layout.low_ram_end();
+    let low_ram_end = layout.usable_low_end();
     let start = kernel.segments().map(|segment| segment.gpa).min().unwrap_or(0);
     let end = kernel.end();
     if start < ACPI_END {

@@ -95,6 +95,19 @@ pub enum LayoutError {
         /// Which aliases there would be.
         aliasing: Aliasing,
     },
+    /// A window that is no whole number of pages.
+    #[error("a window of {0} bytes is not a whole number of {PAGE_SIZE}-byte pages")]
+    WindowUnaligned(u64),
+    /// A window that leaves too little to boot anything.
+    #[error("a window of {window} bytes leaves too little of {low} bytes of low RAM: it can have at most {limit} bytes")]
+    WindowTooLarge {
+        /// What was asked for, in bytes.
+        window: u64,
+        /// Size in bytes of the RAM that it is taken from.
+        low: u64,
+        /// The most it can have, in bytes.
+        limit: u64,
+    },
     /// Numbers that are no range.
     #[error("bad range of RAM")]
     Range(#[from] RangeError),
@@ -106,6 +119,7 @@ pub struct MemoryLayout {
     aliasing: Aliasing,
     ranges: Vec<RamRange>,
     size: u64,
+    window: u64,
     c_bit: Option<u8>,
 }
 
@@ -161,7 +175,34 @@ impl MemoryLayout {
             ranges.push(RamRange { gpa, offset, aliases, devices });
             offset += gpa.len();
         }
-        Ok(Self { aliasing, ranges, size, c_bit })
+        Ok(Self { aliasing, ranges, size, window: 0, c_bit })
+    }
+
+    /// Reserves the last `window` bytes of low RAM: the guest is told that they are not its own, so that nobody but the
+    /// operator converts them.
+    ///
+    /// # Errors
+    /// A window that is no whole number of pages, or leaves too little.
+    pub fn reserving(self, window: u64) -> Result<Self, LayoutError> {
+        if !window.is_multiple_of(PAGE_SIZE) {
+            return Err(LayoutError::WindowUnaligned(window));
+        }
+        let low = self.low_ram_end();
+        let limit = low.saturating_sub(MIN_RAM);
+        if window > limit {
+            return Err(LayoutError::WindowTooLarge { window, low, limit });
+        }
+        Ok(Self { window, ..self })
+    }
+
+    /// What is reserved for the operator's conversions, if anything.
+    pub fn window(&self) -> Option<GpaRange> {
+        GpaRange::new(self.usable_low_end(), self.window).ok()
+    }
+
+    /// End of what the guest may use of the RAM that starts at address 0.
+    pub fn usable_low_end(&self) -> u64 {
+        self.low_ram_end() - self.window
     }
 
     /// Which aliases every range has.

@@ -59,11 +59,13 @@ pub struct Boot<'a> {
     pub cgroup: Option<&'a MemoryCgroup>,
     /// What conversions may do, as on the command line.
     pub conversions: Option<&'a str>,
+    /// Whether the API serves.
+    pub api: bool,
 }
 
 impl Default for Boot<'_> {
     fn default() -> Self {
-        Self { isolation: Isolation::Software, memory: "64M", cgroup: None, conversions: None }
+        Self { isolation: Isolation::Software, memory: "64M", cgroup: None, conversions: None, api: false }
     }
 }
 
@@ -76,8 +78,8 @@ pub struct HostileGuest {
     events: EventFile,
     deadline: Instant,
     c_bit_mask: u64,
-    // The kernel and the events are in here.
-    _folder: TempDir,
+    // The kernel, the events and the socket are in here.
+    folder: TempDir,
 }
 
 /// What is left of a guest.
@@ -124,14 +126,30 @@ impl HostileGuest {
         if let Some(conversions) = boot.conversions {
             command.args(["--conversions", conversions]);
         }
+        if boot.api {
+            command.arg("--api-socket").arg(folder.path().join("api"));
+        }
         command.args(["--event-monitor", &format!("path={}", events.path().display())]);
         let mut umbra = Running::start(command.stdin(Stdio::piped()))?;
         let input = umbra.take_stdin().context("umbra has no input")?;
         let console = umbra.take_stdout_lines().context("umbra has no output")?;
         let deadline = Instant::now() + LIFE;
-        let mut guest = Self { umbra, input, console, events, deadline, c_bit_mask: 0, _folder: folder };
+        let mut guest = Self { umbra, input, console, events, deadline, c_bit_mask: 0, folder };
         guest.c_bit_mask = guest.comes_up()?;
         Ok(guest)
+    }
+
+    /// Where the API serves, if it does.
+    pub fn api_socket(&self) -> std::path::PathBuf {
+        self.folder.path().join("api")
+    }
+
+    /// Waits for the end of `umbra`, which somebody else brings about.
+    ///
+    /// # Errors
+    /// An `umbra` that goes on.
+    pub fn is_ended(mut self) -> anyhow::Result<Ending> {
+        self.ends()
     }
 
     /// Waits until the guest's kernel says that it runs. Returns the bit by which it chooses the private alias, or 0.

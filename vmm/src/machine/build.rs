@@ -40,7 +40,8 @@ pub(super) fn build(
     }
     let isolation = config.resolve_isolation(hypervisor.caps())?;
     let supported = hypervisor.supported_cpuid()?;
-    let layout = MemoryLayout::new(isolation, config.memory.size, cpuid::address_bits(&supported))?;
+    let layout = MemoryLayout::new(isolation, config.memory.size, cpuid::address_bits(&supported))?
+        .reserving(config.memory.window)?;
     let kernel = read(&config.kernel, "kernel", MAX_KERNEL_FILE)?;
     let kernel = KernelImage::parse(&kernel).map_err(|source| Error::Kernel { path: config.kernel.clone(), source })?;
     let initramfs =

@@ -4,15 +4,18 @@
 //! error, with its whole chain of causes on standard error; 2 for a command line that makes no sense.
 
 mod check;
+mod ctl;
+mod generate;
+mod logging;
 mod new_file;
 mod options;
 mod run;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+
+use logging::Format;
 
 /// Run virtual machines whose memory no process on the host can map.
 #[derive(Parser)]
@@ -21,6 +24,9 @@ struct Cli {
     /// Say more on standard error: -v what happens, -vv why. UMBRA_LOG has the same for single modules.
     #[arg(short, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
+    /// How what is said on standard error is written.
+    #[arg(long, global = true, value_enum, default_value = "human", value_name = "human|json")]
+    log_format: Format,
     #[command(subcommand)]
     command: Command,
 }
@@ -31,25 +37,23 @@ enum Command {
     Run(run::Args),
     /// Tell what this host can do, and what it lacks for each isolation.
     Check(check::Args),
+    /// Steer a machine through the socket that `umbra run --api-socket` serves.
+    Ctl(ctl::Args),
+    /// Write completions for a shell to standard output.
+    Completions(generate::Completions),
+    /// Write the manual pages to a folder.
+    Manual(generate::Manual),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = match cli.verbose {
-        0 => "warn",
-        1 => "info",
-        _ => "debug",
-    };
-    let filter = EnvFilter::try_from_env("UMBRA_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    logging::start(cli.verbose, cli.log_format);
     let result = match &cli.command {
         Command::Run(args) => run::run(args),
         Command::Check(args) => check::check(args),
+        Command::Ctl(args) => ctl::ctl(args),
+        Command::Completions(args) => generate::completions(args),
+        Command::Manual(args) => generate::manual(args),
     };
     match result {
         Ok(status) => status,

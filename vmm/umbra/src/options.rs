@@ -1,133 +1,182 @@
 //! Option values as Cloud Hypervisor writes them: `key=value` pairs between commas, and sizes with a suffix.
+//!
+//! They become the API's own types, so that the command line and the API say and refuse the same.
+
+mod pairs;
 
 use std::path::PathBuf;
 
-use arch::x86_64::Isolation;
-use vmm::config::{CpusConfig, MemoryConfig, SerialConfig};
-use vmm::memory::conversion::{Policy, Rule};
+use serde_json::json;
+use umbra_api::convert::ConfigError;
+use umbra_api::types::{
+    BalloonConfig, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PlatformConfig,
+    PolicyConfig, RngConfig, SerialConfig, VsockConfig,
+};
+use vmm::config as to;
 
-/// The `key=value` pairs of one option, each key at most once and one of `known`.
-fn pairs<'a>(text: &'a str, known: &[&str]) -> Result<Vec<(&'a str, &'a str)>, String> {
-    let mut found: Vec<(&str, &str)> = Vec::new();
-    for pair in text.split(',') {
-        let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair:?} is not of the form key=value"))?;
-        if !known.contains(&key) {
-            return Err(format!("there is no {key:?} here: the keys are {}", known.join(", ")));
-        }
-        if found.iter().any(|(other, _)| *other == key) {
-            return Err(format!("{key:?} is given twice"));
-        }
-        found.push((key, value));
-    }
-    Ok(found)
+use pairs::Kind::{Number, Processors, Size, Switch, Text};
+use pairs::{parse, size};
+
+/// Checks that a value can be honoured, in the words of the option.
+fn check<T, F>(config: F, convert: impl Fn(&F) -> Result<T, ConfigError>) -> Result<F, String> {
+    convert(&config).map_err(|error| error.to_string())?;
+    Ok(config)
 }
 
-fn on_off(key: &str, value: &str) -> Result<bool, String> {
-    match value {
-        "on" | "true" => Ok(true),
-        "off" | "false" => Ok(false),
-        _ => Err(format!("{key}={value:?} is neither on nor off")),
-    }
-}
-
-/// A size in bytes, or with one of the suffixes K, M, G, T (powers of 1024).
-fn size(value: &str) -> Result<u64, String> {
-    let (digits, shift) = match value.as_bytes().last() {
-        Some(b'K' | b'k') => (&value[..value.len() - 1], 10),
-        Some(b'M' | b'm') => (&value[..value.len() - 1], 20),
-        Some(b'G' | b'g') => (&value[..value.len() - 1], 30),
-        Some(b'T' | b't') => (&value[..value.len() - 1], 40),
-        _ => (value, 0),
-    };
-    let number: u64 =
-        digits.parse().map_err(|_| format!("{value:?} is not a size: write bytes, or a number with K, M, G or T"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("{value} is larger than the address space"))
-}
-
-/// `--memory size=512M,unmappable=on`
+/// `--memory size=512M,unmappable=on,window=16M`
 pub fn memory(text: &str) -> Result<MemoryConfig, String> {
-    let mut config = MemoryConfig { size: 512 << 20, unmappable: None };
-    for (key, value) in pairs(text, &["size", "unmappable"])? {
-        match key {
-            "size" => config.size = size(value)?,
-            _ => config.unmappable = Some(on_off(key, value)?),
-        }
-    }
-    Ok(config)
+    let keys = [
+        ("size", "size", Size),
+        ("unmappable", "unmappable", Switch),
+        ("window", "window", Size),
+        ("shared", "shared", Switch),
+        ("thp", "thp", Switch),
+        ("hotplug_size", "hotplug_size", Size),
+        ("hotplug_method", "hotplug_method", Text),
+        ("mergeable", "mergeable", Switch),
+        ("hugepages", "hugepages", Switch),
+        ("prefault", "prefault", Switch),
+    ];
+    check(parse(text, &keys, json!({ "size": 512u64 << 20 }))?, |config| to::MemoryConfig::try_from(config))
 }
 
-/// `--conversions implicit=refuse,explicit=100/s`
-pub fn conversions(text: &str) -> Result<Policy, String> {
-    let mut policy = Policy::default();
-    for (kind, value) in pairs(text, &["explicit", "implicit", "host"])? {
-        let rule = rule(value)?;
-        match kind {
-            "explicit" => policy.explicit = rule,
-            "implicit" => policy.implicit = rule,
-            _ => policy.host = rule,
-        }
-    }
-    Ok(policy)
-}
-
-fn rule(value: &str) -> Result<Rule, String> {
-    match value {
-        "allow" => Ok(Rule::Allow),
-        "refuse" => Ok(Rule::Refuse),
-        _ => value
-            .strip_suffix("/s")
-            .and_then(|number| number.parse().ok())
-            .map(|per_second| Rule::Limit { per_second })
-            .ok_or_else(|| format!("{value:?} is no rule: choose allow, refuse, or a number above zero and /s")),
-    }
-}
-
-/// `--cpus boot=4`
+/// `--cpus boot=2,max=2`
 pub fn cpus(text: &str) -> Result<CpusConfig, String> {
-    let mut config = CpusConfig { boot: 1 };
-    for (_, value) in pairs(text, &["boot"])? {
-        config.boot = match value.parse::<u64>() {
-            Ok(count) => u8::try_from(count)
-                .ok()
-                .filter(|count| *count > 0)
-                .ok_or_else(|| format!("boot={value} is not possible: a machine has 1 to 255 processors"))?,
-            Err(_) => return Err(format!("boot={value:?} is not a number")),
-        }
-    }
-    Ok(config)
+    let keys = [
+        ("boot", "boot_vcpus", Processors),
+        ("max", "max_vcpus", Processors),
+        ("kvm_hyperv", "kvm_hyperv", Switch),
+        ("max_phys_bits", "max_phys_bits", Number),
+        ("nested", "nested", Switch),
+    ];
+    check(parse(text, &keys, json!({ "boot_vcpus": 1 }))?, |config| to::CpusConfig::try_from(config))
 }
 
-/// `--serial tty|file=PATH|null`
-pub fn serial(text: &str) -> Result<SerialConfig, String> {
-    match text.split_once('=') {
-        None if text == "tty" => Ok(SerialConfig::Tty),
-        None if text == "null" => Ok(SerialConfig::Null),
-        Some(("file", path)) if !path.is_empty() => Ok(SerialConfig::File(PathBuf::from(path))),
-        _ => Err(format!("{text:?} is no place for a console: choose tty, null or file=PATH")),
-    }
+/// `--disk path=PATH,readonly=on,...`
+pub fn disk(text: &str) -> Result<DiskConfig, String> {
+    let keys = [
+        ("path", "path", Text),
+        ("readonly", "readonly", Switch),
+        ("num_queues", "num_queues", Number),
+        ("queue_size", "queue_size", Number),
+        ("id", "id", Text),
+        ("serial", "serial", Text),
+        ("image_type", "image_type", Text),
+        ("direct", "direct", Switch),
+        ("iommu", "iommu", Switch),
+        ("vhost_user", "vhost_user", Switch),
+        ("socket", "vhost_socket", Text),
+        ("pci_segment", "pci_segment", Number),
+        ("backing_files", "backing_files", Switch),
+        ("sparse", "sparse", Switch),
+    ];
+    check(parse(text, &keys, json!({}))?, |config| to::DiskConfig::try_from(config))
 }
 
-/// What `--platform` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Platform {
-    /// The isolation; `None` for auto.
-    pub isolation: Option<Isolation>,
+/// `--net tap=NAME,mac=MAC,ip=IP,mask=MASK,mtu=N,...`
+pub fn net(text: &str) -> Result<NetConfig, String> {
+    let keys = [
+        ("tap", "tap", Text),
+        ("ip", "ip", Text),
+        ("mask", "mask", Text),
+        ("mac", "mac", Text),
+        ("mtu", "mtu", Number),
+        ("num_queues", "num_queues", Number),
+        ("queue_size", "queue_size", Number),
+        ("id", "id", Text),
+        ("offload_tso", "offload_tso", Switch),
+        ("offload_ufo", "offload_ufo", Switch),
+        ("offload_csum", "offload_csum", Switch),
+        ("host_mac", "host_mac", Text),
+        ("iommu", "iommu", Switch),
+        ("vhost_user", "vhost_user", Switch),
+        ("socket", "vhost_socket", Text),
+        ("pci_segment", "pci_segment", Number),
+    ];
+    check(parse(text, &keys, json!({}))?, |config| to::NetConfig::try_from(config))
+}
+
+/// `--vsock cid=3,socket=PATH`
+pub fn vsock(text: &str) -> Result<VsockConfig, String> {
+    let keys = [
+        ("cid", "cid", Number),
+        ("socket", "socket", Text),
+        ("id", "id", Text),
+        ("iommu", "iommu", Switch),
+        ("pci_segment", "pci_segment", Number),
+    ];
+    check(parse(text, &keys, json!({}))?, |config| to::VsockConfig::try_from(config))
+}
+
+/// `--rng src=/dev/urandom`
+pub fn rng(text: &str) -> Result<RngConfig, String> {
+    let keys = [("src", "src", Text), ("iommu", "iommu", Switch)];
+    check(parse(text, &keys, json!({}))?, |config| to::RngConfig::try_from(config))
+}
+
+/// `--balloon size=64M,deflate_on_oom=on,free_page_reporting=on`
+pub fn balloon(text: &str) -> Result<BalloonConfig, String> {
+    let keys = [
+        ("size", "size", Size),
+        ("deflate_on_oom", "deflate_on_oom", Switch),
+        ("free_page_reporting", "free_page_reporting", Switch),
+    ];
+    check(parse(text, &keys, json!({}))?, |config| to::BalloonConfig::try_from(config))
 }
 
 /// `--platform isolation=auto|none|software`
-pub fn platform(text: &str) -> Result<Platform, String> {
-    let mut platform = Platform::default();
-    for (_, value) in pairs(text, &["isolation"])? {
-        platform.isolation = match value {
-            "auto" => None,
-            name => Some(name.parse().map_err(|error| format!("{error}, or auto"))?),
-        };
+pub fn platform(text: &str) -> Result<PlatformConfig, String> {
+    let keys = [
+        ("isolation", "isolation", Text),
+        ("num_pci_segments", "num_pci_segments", Number),
+        ("serial_number", "serial_number", Text),
+        ("uuid", "uuid", Text),
+        ("tdx", "tdx", Switch),
+        ("sev_snp", "sev_snp", Switch),
+    ];
+    parse(text, &keys, json!({}))
+}
+
+/// `--conversions implicit=refuse,explicit=100/s`
+pub fn conversions(text: &str) -> Result<PolicyConfig, String> {
+    let keys = [("explicit", "explicit", Text), ("implicit", "implicit", Text), ("host", "host", Text)];
+    check(parse(text, &keys, json!({}))?, |config: &PolicyConfig| config.over(Default::default()))
+}
+
+/// Where a console goes.
+fn place(text: &str) -> Result<(ConsoleMode, Option<PathBuf>), String> {
+    match text.split_once('=') {
+        None if text == "tty" => Ok((ConsoleMode::Tty, None)),
+        None if text == "null" => Ok((ConsoleMode::Null, None)),
+        None if text == "off" => Ok((ConsoleMode::Off, None)),
+        Some(("file", path)) if !path.is_empty() => Ok((ConsoleMode::File, Some(path.into()))),
+        _ => Err(format!("{text:?} is no place for a console: choose off, tty, null or file=PATH")),
     }
-    Ok(platform)
+}
+
+/// `--serial off|tty|file=PATH|null`
+pub fn serial(text: &str) -> Result<SerialConfig, String> {
+    place(text).map(|(mode, file)| SerialConfig { mode, file, socket: None, iommu: None })
+}
+
+/// `--console off|tty|file=PATH|null`
+pub fn console(text: &str) -> Result<ConsoleConfig, String> {
+    let none = (None, None, None, None, None);
+    let (socket, id, iommu, pci_segment, pci_device_id) = none;
+    place(text).map(|(mode, file)| ConsoleConfig { mode, file, socket, id, iommu, pci_segment, pci_device_id })
 }
 
 /// `--event-monitor path=PATH`
 pub fn event_monitor(text: &str) -> Result<PathBuf, String> {
+    only_path(text)
+}
+
+/// `--api-socket PATH` or `--api-socket path=PATH`, as Cloud Hypervisor takes both.
+pub fn api_socket(text: &str) -> Result<PathBuf, String> {
+    if text.starts_with("path=") { only_path(text) } else { Ok(text.into()) }
+}
+
+fn only_path(text: &str) -> Result<PathBuf, String> {
     // The only key there is, so that a path may hold commas.
     match text.split_once('=') {
         Some(("path", path)) if !path.is_empty() => Ok(path.into()),
@@ -135,51 +184,60 @@ pub fn event_monitor(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// A size or an address: bytes, a number with a suffix, or hexadecimal with 0x.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).map_err(|_| format!("{text:?} is no hexadecimal number")),
+        None => size(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_exact_or_errors() {
-        assert_eq!(size("512M"), Ok(512 << 20));
-        assert_eq!(size("4097"), Ok(4097));
-        assert_eq!(size("1g"), Ok(1 << 30));
-        for bad in ["", "M", "-1", "1.5G", "0x10", "99999999999999999999", "16777216T", "1MB", "ä"] {
-            assert!(size(bad).is_err(), "{bad}");
-        }
-    }
+    use umbra_api::types::IsolationName;
 
     #[test]
     fn unknown_missing_and_repeated_keys_are_errors_that_name_them() {
-        assert!(memory("size=1G,shared=on").unwrap_err().contains("shared"));
+        assert!(memory("size=1G,shred=on").unwrap_err().contains("shred"));
         assert!(memory("size=1G,size=2G").unwrap_err().contains("twice"));
         assert!(memory("1G").unwrap_err().contains("key=value"));
         assert!(memory("unmappable=maybe").unwrap_err().contains("maybe"));
-        assert_eq!(memory("size=1G,unmappable=on"), Ok(MemoryConfig { size: 1 << 30, unmappable: Some(true) }));
+        let config = memory("size=1G,unmappable=on,window=16M").unwrap();
+        assert_eq!((config.size, config.unmappable, config.window), (1 << 30, Some(true), Some(16 << 20)));
+        assert!(vsock("cid=3").unwrap_err().contains("socket"));
+        assert!(disk("readonly=on").unwrap_err().contains("path"));
+        assert!(cpus("boot=300").unwrap_err().contains("300"));
+        assert!(cpus("boot=0").unwrap_err().contains("1 to 255"));
+        assert!(cpus("boot=2,max=1").unwrap_err().contains("max_vcpus"));
     }
 
     #[test]
-    fn conversions_have_a_rule_for_each_kind() {
-        let limit = |per_second: u32| Rule::Limit { per_second: per_second.try_into().unwrap() };
-        let policy = conversions("implicit=refuse,explicit=100/s").unwrap();
-        assert_eq!(policy, Policy { explicit: limit(100), implicit: Rule::Refuse, host: Rule::Allow });
+    fn what_can_not_be_honoured_is_refused_here_already() {
+        assert!(memory("mergeable=on").unwrap_err().contains("mergeable"));
+        assert!(disk("path=x,vhost_user=on").unwrap_err().contains("vhost_user"));
+        assert!(net("tap=t,mac=ff:ff:ff:ff:ff:ff").unwrap_err().contains("mac"));
+        assert!(net("tap=t,ip=::1").unwrap_err().contains("ip"));
         for bad in
             ["implicit", "implicit=no", "explicit=0/s", "explicit=-1/s", "explicit=5", "host=9999999999/s", "x=allow"]
         {
             assert!(conversions(bad).is_err(), "{bad}");
         }
+        assert_eq!(conversions("implicit=refuse").unwrap().implicit.as_deref(), Some("refuse"));
     }
 
     #[test]
     fn platforms_and_consoles_are_known_by_name() {
-        assert_eq!(platform("isolation=auto"), Ok(Platform { isolation: None }));
-        assert_eq!(platform("isolation=software"), Ok(Platform { isolation: Some(Isolation::Software) }));
-        assert!(platform("isolation=magic").unwrap_err().contains("magic"));
-        assert_eq!(serial("file=/tmp/x"), Ok(SerialConfig::File("/tmp/x".into())));
-        assert!(serial("file=").is_err() && serial("pty").is_err());
-        for bad in ["boot=0", "boot=256", "boot=-1", "boot=99999999999999999999", "max=1", "2"] {
-            assert!(cpus(bad).is_err(), "{bad}");
-        }
-        assert_eq!((cpus("boot=1"), cpus("boot=255")), (Ok(CpusConfig { boot: 1 }), Ok(CpusConfig { boot: 255 })));
+        assert_eq!(platform("isolation=auto").unwrap().isolation, Some(IsolationName::Auto));
+        assert_eq!(platform("isolation=software").unwrap().isolation, Some(IsolationName::Software));
+        assert!(platform("isolation=tdx").unwrap_err().contains("software"));
+        assert_eq!(serial("file=/a,b").unwrap().file, Some("/a,b".into()));
+        assert!(serial("pty").is_err() && serial("file=").is_err() && console("socket=x").is_err());
+        assert_eq!(event_monitor("path=/tmp/a=b,c"), Ok("/tmp/a=b,c".into()));
+        assert!(event_monitor("/tmp/x").is_err() && event_monitor("fd=3").is_err() && event_monitor("path=").is_err());
+        assert_eq!(api_socket("path=/a"), Ok("/a".into()));
+        assert_eq!(api_socket("/a"), Ok("/a".into()));
+        assert_eq!((bytes("0x1000"), bytes("16M")), (Ok(4096), Ok(16 << 20)));
+        assert!(bytes("0xg").is_err());
     }
 }

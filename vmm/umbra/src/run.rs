@@ -1,51 +1,93 @@
-//! `umbra run`: boot a guest and run it until it powers off.
+//! `umbra run`: boot a guest and run it until it powers off, serve the API, or both.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
 use hypervisor::kvm::KvmHypervisor;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use vmm::config::{ConsoleConfig, CpusConfig, MemoryConfig, SerialConfig, VmConfig};
-use vmm::console::Output;
+use umbra_api::controller::operations::BootError;
+use umbra_api::host::KvmHost;
+use umbra_api::server::Server;
+use umbra_api::types::{
+    BalloonConfig, ConsoleConfig, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, PlatformConfig,
+    PolicyConfig, RngConfig, SerialConfig, VmConfig, VsockConfig,
+};
+use umbra_api::{ApiError, Controller, Settings};
 use vmm::events::EventMonitor;
-use vmm::machine::MachineHandle;
-use vmm::memory::conversion::Policy;
-use vmm::{Machine, Stop};
 
 use crate::new_file::NewFile;
-use crate::options::{self, Platform};
+use crate::options;
 
-/// Boot a Linux kernel and run it until it powers off.
+/// Boot a Linux kernel and run it until it powers off; with --api-socket, serve the REST API.
 #[derive(clap::Args)]
 #[command(after_help = "\
 On a terminal, Ctrl-A x ends the machine, and Ctrl-A Ctrl-A sends one Ctrl-A.
 Signals: TERM, INT and HUP end the machine; USR1 writes its memory statistics to the event monitor.
 
-Example:
+Examples:
   umbra run --kernel /boot/vmlinuz --initramfs initramfs.cpio --cmdline 'console=ttyS0' \\
-      --memory size=512M,unmappable=on")]
+      --memory size=512M,unmappable=on
+  umbra run --api-socket /run/umbra.sock     wait for vm.create: see umbra ctl --help")]
 pub struct Args {
-    /// The kernel: an x86-64 Linux vmlinuz (bzImage) or vmlinux.
-    #[arg(long, value_name = "PATH")]
-    kernel: PathBuf,
+    /// The kernel: an x86-64 Linux vmlinuz (bzImage) or vmlinux. Without one, the API creates the machine.
+    #[arg(long, value_name = "PATH", required_unless_present = "api_socket")]
+    kernel: Option<PathBuf>,
     /// The initramfs.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", requires = "kernel")]
     initramfs: Option<PathBuf>,
     /// The kernel's command line.
     #[arg(long, value_name = "TEXT", default_value = "console=ttyS0")]
     cmdline: String,
-    /// Memory: its size, and whether no process on the host may be able to map it.
-    #[arg(long, value_name = "size=SIZE[,unmappable=on|off]", default_value = "size=512M", value_parser = options::memory)]
-    memory: MemoryConfig,
     /// Processors.
-    #[arg(long, value_name = "boot=N", default_value = "boot=1", value_parser = options::cpus)]
+    #[arg(long, value_name = "boot=N[,max=N]", default_value = "boot=1", value_parser = options::cpus)]
     cpus: CpusConfig,
-    /// Where the serial console goes.
-    #[arg(long, value_name = "tty|file=PATH|null", default_value = "tty", value_parser = options::serial)]
+    /// Memory: its size, whether no process on the host may be able to map it, and how much at the end of low RAM is
+    /// reserved for conversions of the operator's.
+    #[arg(
+        long,
+        value_name = "size=SIZE[,unmappable=on|off][,window=SIZE]",
+        default_value = "size=512M",
+        value_parser = options::memory
+    )]
+    memory: MemoryConfig,
+    /// A disk, from a raw image or a block device; can be given several times.
+    #[arg(
+        long,
+        value_name = "path=PATH[,readonly=on|off][,num_queues=N][,queue_size=N][,id=ID][,serial=TEXT]",
+        num_args = 1..,
+        value_parser = options::disk
+    )]
+    disk: Vec<DiskConfig>,
+    /// A network device on a tap; can be given several times.
+    #[arg(
+        long,
+        value_name = "tap=NAME[,mac=MAC][,ip=IP][,mask=MASK][,mtu=N][,num_queues=N][,queue_size=N][,id=ID]",
+        num_args = 1..,
+        value_parser = options::net
+    )]
+    net: Vec<NetConfig>,
+    /// The socket device, with a unix socket on the host's side.
+    #[arg(long, value_name = "cid=CID,socket=PATH[,id=ID]", value_parser = options::vsock)]
+    vsock: Option<VsockConfig>,
+    /// The serial console.
+    #[arg(long, value_name = "off|tty|file=PATH|null", default_value = "tty", value_parser = options::serial)]
     serial: SerialConfig,
+    /// The virtio console.
+    #[arg(long, value_name = "off|tty|file=PATH|null", default_value = "off", value_parser = options::console)]
+    console: ConsoleConfig,
+    /// Where the guest's random numbers come from.
+    #[arg(long, value_name = "src=PATH", default_value = "src=/dev/urandom", value_parser = options::rng)]
+    rng: RngConfig,
+    /// A balloon; only with memory that is not unmappable.
+    #[arg(
+        long,
+        value_name = "size=SIZE[,deflate_on_oom=on|off][,free_page_reporting=on|off]",
+        value_parser = options::balloon
+    )]
+    balloon: Option<BalloonConfig>,
     /// What makes memory unmappable; auto is the strongest that this host offers with unmappable=on, and none without.
     #[arg(
         long,
@@ -53,7 +95,7 @@ pub struct Args {
         default_value = "isolation=auto",
         value_parser = options::platform
     )]
-    platform: Platform,
+    platform: PlatformConfig,
     /// What conversions of guest memory may do, by what asks for them: an announcement of the guest's (explicit), an access
     /// that contradicts a page's state (implicit), the operator (host). N/s allows N each second, and lets the rest wait.
     #[arg(
@@ -62,106 +104,123 @@ pub struct Args {
         default_value = "explicit=allow,implicit=allow,host=allow",
         value_parser = options::conversions
     )]
-    conversions: Policy,
+    conversions: PolicyConfig,
     /// Write what happens to the machine as JSON objects, in Cloud Hypervisor's format.
     #[arg(long, value_name = "path=PATH", value_parser = options::event_monitor)]
     event_monitor: Option<PathBuf>,
+    /// Serve the REST API on a unix socket here, to this user and root.
+    #[arg(long, value_name = "PATH", value_parser = options::api_socket)]
+    api_socket: Option<PathBuf>,
+    /// Go on serving the API after the guest has powered off.
+    #[arg(long, requires = "api_socket")]
+    no_shutdown: bool,
 }
 
-/// The machine that runs at the moment, for the thread that handles signals.
-#[derive(Clone, Default)]
-struct Current(Arc<Mutex<(Option<MachineHandle>, bool)>>);
+impl Args {
+    /// The machine, if the command line has one.
+    fn machine(&self) -> Option<VmConfig> {
+        let kernel = self.kernel.clone()?;
+        let initramfs = self.initramfs.clone();
+        let payload = PayloadConfig {
+            kernel: Some(kernel),
+            initramfs,
+            cmdline: Some(self.cmdline.clone()),
+            ..Default::default()
+        };
+        let mut config = VmConfig::new(payload);
+        config.cpus = Some(self.cpus.clone());
+        config.memory = Some(self.memory.clone());
+        config.disks = (!self.disk.is_empty()).then(|| self.disk.clone());
+        config.net = (!self.net.is_empty()).then(|| self.net.clone());
+        config.vsock = self.vsock.clone();
+        config.serial = Some(self.serial.clone());
+        config.console = Some(self.console.clone());
+        config.rng = Some(self.rng.clone());
+        config.balloon = self.balloon.clone();
+        config.platform = Some(self.platform.clone());
+        config.conversions = Some(self.conversions.clone());
+        Some(config)
+    }
+}
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let config = VmConfig {
-        kernel: args.kernel.clone(),
-        initramfs: args.initramfs.clone(),
-        command_line: args.cmdline.clone(),
-        memory: args.memory.clone(),
-        isolation: args.platform.isolation,
-        conversions: args.conversions,
-        serial: args.serial.clone(),
-        cpus: args.cpus,
-        console: ConsoleConfig::Off,
-        rng: None,
-        disks: Vec::new(),
-        nets: Vec::new(),
-        vsock: None,
-        balloon: None,
-    };
-    // Caught from here on, acted upon once there is a machine.
+    // Caught from here on, acted upon once there is somebody to tell.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).context("cannot handle signals")?;
-    let hypervisor = KvmHypervisor::open()?;
-    let output = Output::new(config.serial.clone());
-    let cannot_create = |path: &PathBuf| format!("cannot create event monitor {}", path.display());
+    let host = Arc::new(KvmHost::new(KvmHypervisor::open()?));
+    let events = Arc::new(EventMonitor::new());
     let file = match &args.event_monitor {
-        Some(path) => Some((path, NewFile::open(path).with_context(|| cannot_create(path))?)),
+        Some(path) => Some((&**path, NewFile::open(path).with_context(|| cannot_create(path))?)),
         None => None,
     };
-    let events = Arc::new(EventMonitor::new());
-    let mut machine = Machine::build(&hypervisor, &config, &output, &events)?;
-    if let Some((path, file)) = file {
-        events.write_to(file.keep().with_context(|| cannot_create(path))?);
-    }
-    let current = Current::default();
-    handle_signals(signals, &current, &events)?;
-    loop {
-        tracing::info!("running with isolation={}", machine.isolation());
-        let stop = machine.run(&events, |handle| current.set(handle))?;
-        // The handle holds the old guest's memory.
-        current.clear();
-        match stop {
-            Stop::Reset if !current.is_ending() => {
-                tracing::info!("the guest reset the machine: booting it anew");
-                machine = Machine::build(&hypervisor, &config, &output, &events)?;
-            }
-            _ => return Ok(ExitCode::SUCCESS),
+    let (controller, ended) = Controller::new(host, events.clone(), Settings { keep: args.no_shutdown });
+    handle_signals(signals, &controller)?;
+    let result = serve(args, &controller, file).and_then(|server| {
+        // Until the API, a signal, the guest or a failure ends it.
+        let result = ended.recv().unwrap_or(Ok(()));
+        controller.close();
+        if let Some(server) = server {
+            server.end();
         }
+        Ok(result?)
+    });
+    controller.close();
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Creates and boots the machine of the command line, and serves the API, as far as either is asked for.
+fn serve(args: &Args, controller: &Arc<Controller>, file: Option<(&Path, NewFile)>) -> anyhow::Result<Option<Server>> {
+    let keep = || match file {
+        Some((path, file)) => {
+            controller.events().write_to(file.keep().with_context(|| cannot_create(path))?);
+            anyhow::Ok(())
+        }
+        None => Ok(()),
+    };
+    let Some(config) = args.machine() else {
+        let server = start_server(args, controller)?;
+        return keep().map(|()| server);
+    };
+    controller.create(config).map_err(plain)?;
+    // First, so that whoever waits for the socket finds a machine; and before the machine, which may take the terminal.
+    let server = start_server(args, controller)?;
+    match controller.boot(keep) {
+        Ok(kept) => kept.map(|()| server),
+        Err(BootError::Machine(error)) => Err(error.into()),
+        Err(BootError::Order(error)) => Err(plain(error)),
     }
 }
 
-impl Current {
-    fn set(&self, handle: MachineHandle) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A signal may have come before there was a machine to end.
-        if state.1 {
-            handle.stop();
-        }
-        state.0 = Some(handle);
-    }
-
-    fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = None;
-    }
-
-    fn end(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.1 = true;
-        if let Some(handle) = &state.0 {
-            handle.stop();
-        }
-    }
-
-    fn is_ending(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
-    }
-
-    fn get(&self) -> Option<MachineHandle> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
-    }
+fn start_server(args: &Args, controller: &Arc<Controller>) -> anyhow::Result<Option<Server>> {
+    let server = args.api_socket.as_ref().map(|path| Server::start(path, controller.clone()));
+    Ok(server.transpose()?)
 }
 
-fn handle_signals(mut signals: Signals, current: &Current, events: &Arc<EventMonitor>) -> anyhow::Result<()> {
-    let (current, events) = (current.clone(), events.clone());
+fn cannot_create(path: &Path) -> String {
+    format!("cannot create event monitor {}", path.display())
+}
+
+/// An error of the API's as one of the command line's.
+fn plain(error: ApiError) -> anyhow::Error {
+    anyhow!("{}", error.chain.join(": "))
+}
+
+fn handle_signals(mut signals: Signals, controller: &Arc<Controller>) -> anyhow::Result<()> {
+    let controller = Arc::downgrade(controller);
     let body = move || {
         for signal in signals.forever() {
-            match (signal, current.get()) {
-                (SIGUSR1, Some(handle)) => events.emit("memory", "stats", handle.memory_statistics()),
-                (SIGUSR1, None) => {}
-                _ => current.end(),
+            let Some(controller) = controller.upgrade() else { return };
+            match signal {
+                SIGUSR1 => {
+                    if let Some(statistics) = controller.statistics() {
+                        controller.events().emit("memory", "stats", statistics);
+                    }
+                }
+                _ => controller.end(),
             }
         }
     };
-    std::thread::Builder::new().name("signals".into()).spawn(body).context("cannot start a thread")?;
+    if std::thread::Builder::new().name("signals".into()).spawn(body).is_err() {
+        bail!("cannot start a thread");
+    }
     Ok(())
 }

@@ -140,3 +140,21 @@ fn one_alias_may_have_all_addresses_that_the_guest_has() {
     let size = limit + PAGE_SIZE;
     assert_eq!(MemoryLayout::one_alias(size, 40), Err(LayoutError::TooLarge { size, limit, aliasing }));
 }
+
+#[test]
+fn a_window_is_the_end_of_low_ram_and_leaves_enough() {
+    let layout = software(512 * MIB);
+    assert_eq!((layout.window(), layout.usable_low_end()), (None, 512 * MIB));
+    let reserved = layout.clone().reserving(16 * MIB).unwrap();
+    assert_eq!(reserved.window(), GpaRange::new(496 * MIB, 16 * MIB).ok());
+    assert_eq!((reserved.low_ram_end(), reserved.usable_low_end()), (512 * MIB, 496 * MIB));
+    assert_eq!(reserved.ranges(), layout.ranges(), "it stays RAM");
+    assert_eq!(layout.clone().reserving(0), Ok(layout.clone()));
+    assert_eq!(layout.clone().reserving(5), Err(LayoutError::WindowUnaligned(5)));
+    let limit = 512 * MIB - MIN_RAM;
+    assert!(layout.clone().reserving(limit).is_ok());
+    let window = limit + PAGE_SIZE;
+    assert_eq!(layout.reserving(window), Err(LayoutError::WindowTooLarge { window, low: 512 * MIB, limit }));
+    // Low RAM ends where devices begin, however much there is.
+    assert_eq!(software(8 * GIB).reserving(MIB).unwrap().window(), GpaRange::new(LOW_RAM_LIMIT - MIB, MIB).ok());
+}

@@ -50,7 +50,7 @@ fn values() -> anyhow::Result<()> {
         ("--cpus", "boot=0", &["boot=0", "1 to 255 processors"]),
         ("--cpus", "boot=256", &["boot=256", "1 to 255 processors"]),
         ("--cpus", "boot=many", &["many"]),
-        ("--cpus", "max=1", &["max", "boot"]),
+        ("--cpus", "sockets=1", &["sockets", "boot", "max"]),
         ("--serial", "pty", &["pty", "tty", "null", "file=PATH"]),
         ("--serial", "file=", &["file=", "file=PATH"]),
         ("--platform", "isolation=magic", &["magic", "none", "software", "auto"]),

@@ -59,7 +59,7 @@ impl Bed {
             kernel,
             initramfs: None,
             command_line: processors.to_string(),
-            memory: MemoryConfig { size: 64 << 20, unmappable: None },
+            memory: MemoryConfig { size: 64 << 20, unmappable: None, window: 0 },
             isolation: Some(isolation),
             conversions: Policy::default(),
             serial: SerialConfig::File(screen.clone()),

@@ -1,0 +1,105 @@
+//! `umbra ctl`, events, and how the process ends.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use kvm_tests::hostile::{Boot, HostileGuest};
+use kvm_tests::umbra::process::{Finished, finish};
+use serde_json::Value;
+
+use crate::Test;
+use crate::bed::Bed;
+
+pub const TESTS: &[Test] = &[
+    ("ctl_steers_a_machine", ctl),
+    ("events_come_as_they_happen", events),
+    ("a_guest_that_powers_off_ends_the_process_unless_it_is_to_stay", power_off),
+    ("a_socket_in_use_is_an_error", in_use),
+];
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn run(socket: &std::path::Path, arguments: &[&str]) -> anyhow::Result<Finished> {
+    let mut command = Command::new(kvm_tests::umbra::program()?);
+    command.args(["ctl", "--socket"]).arg(socket).args(arguments).stdin(Stdio::null());
+    finish(&mut command, LIMIT)
+}
+
+fn ctl() -> anyhow::Result<()> {
+    let bed = Bed::new(&[])?;
+    let socket = bed.socket();
+    let does = |arguments: &[&str]| {
+        let finished = run(&socket, arguments)?;
+        ensure!(finished.status.success(), "{arguments:?}: {finished:?}");
+        Ok(finished.stdout)
+    };
+    let config = bed.folder.path().join("config.json");
+    std::fs::write(&config, bed.config().to_string())?;
+    let failed = run(&socket, &["boot"])?;
+    ensure!(failed.status.code() == Some(1) && failed.stderr.contains("create one with vm.create"), "{failed:?}");
+    does(&["create", &config.to_string_lossy()])?;
+    does(&["boot"])?;
+    bed.comes_up(1)?;
+    ensure!(does(&["info"])?.contains("state       Running"));
+    ensure!(serde_json::from_str::<Value>(&does(&["info", "--json"])?)?["state"] == "Running");
+    let map = does(&["memory", "map"])?;
+    ensure!(map.contains("private (window)") && !map.contains('\x1b'), "{map}");
+    ensure!(does(&["memory", "stats"])?.contains("ram_bytes              64 MiB"));
+    let converted = does(&["memory", "convert", "--gpa", "0x3000000", "--size", "16K", "--to", "shared", "--discard"])?;
+    ensure!(converted.contains("discarded"), "{converted}");
+    let watched = does(&["memory", "watch", "--count", "2", "--interval", "0.1"])?;
+    ensure!(watched.matches("Guest memory: 64 MiB").count() == 2 && watched.contains("shared 16 KiB"), "{watched}");
+    let svg = bed.folder.path().join("map.svg");
+    does(&["memory", "map", "--svg", &svg.to_string_lossy()])?;
+    ensure!(std::fs::read_to_string(&svg)?.starts_with("<svg"));
+    ensure!(does(&["memory", "policy", "host=refuse"])?.contains("refuse"));
+    let unsupported = run(&socket, &["call", "vm.snapshot"])?;
+    ensure!(unsupported.stderr.contains("private memory can't be read"), "{unsupported:?}");
+    does(&["pause"])?;
+    does(&["resume"])?;
+    does(&["delete"])?;
+    bed.ends()
+}
+
+fn events() -> anyhow::Result<()> {
+    let bed = Bed::new(&[])?;
+    let lines = bed.client.lines("vm.events")?;
+    bed.does("vm.create", Some(bed.config()))?;
+    bed.does("vm.boot", None)?;
+    let mut names = Vec::new();
+    for line in lines {
+        names.extend(line?.strip_prefix("event: ").map(str::to_owned));
+        // Its launch makes all of memory private.
+        if names.iter().any(|name| name == "memory.conversions") {
+            break;
+        }
+    }
+    ensure!(names[..2] == ["vm.created", "vm.booted"], "{names:?}");
+    bed.ends()
+}
+
+fn power_off() -> anyhow::Result<()> {
+    let guest = HostileGuest::boot_with(&Boot { api: true, ..Boot::default() })?;
+    let socket = guest.api_socket();
+    ensure!(guest.powers_off()?.status.success());
+    ensure!(!socket.exists(), "the socket is left");
+
+    let bed = Bed::new(&["--no-shutdown"])?;
+    bed.does("vm.create", Some(bed.config()))?;
+    bed.does("vm.boot", None)?;
+    bed.comes_up(1)?;
+    bed.does("vm.shutdown", None)?;
+    bed.does("vm.boot", None)?;
+    bed.ends()
+}
+
+fn in_use() -> anyhow::Result<()> {
+    let bed = Bed::new(&[])?;
+    let mut second = Command::new(kvm_tests::umbra::program()?);
+    second.args(["run", "--api-socket"]).arg(bed.socket()).stdin(Stdio::null());
+    let second = finish(&mut second, LIMIT)?;
+    ensure!(second.status.code() == Some(1) && second.stderr.contains("in use by another process"), "{second:?}");
+    bed.does("vmm.ping", None).context("the first serves on")?;
+    bed.ends()
+}

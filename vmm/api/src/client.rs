@@ -1,0 +1,201 @@
+//! A client: calls an operation by the name that the document gives it.
+//!
+//! Method and path are looked up in the document, so a new endpoint needs nothing here.
+
+use std::fmt::Write as _;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+use crate::ROOT;
+
+/// The most bytes of an answer.
+const ANSWER_LIMIT: u64 = 64 << 20;
+
+static DOCUMENT: LazyLock<Value> =
+    LazyLock::new(|| serde_json::to_value(crate::document::document()).unwrap_or_default());
+
+/// Why there is no answer that is of use.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers there.
+    #[error("cannot reach umbra at {}: is it running with --api-socket?", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the connection to umbra broke")]
+    Broken(#[source] io::Error),
+    /// What came is no HTTP.
+    #[error("what answers there is not umbra: {0}")]
+    NotHttp(&'static str),
+    /// There is no such operation.
+    #[error("there is no operation {0:?}")]
+    Unknown(String),
+    /// It was refused.
+    #[error("{}", chain.join(": "))]
+    Refused {
+        /// HTTP's.
+        status: u16,
+        /// The error and its causes.
+        chain: Vec<String>,
+    },
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its body; empty for none.
+    pub body: Vec<u8>,
+}
+
+/// Calls operations at one socket, each over a connection of its own.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of this socket.
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// The names of all operations.
+    pub fn operations() -> Vec<&'static str> {
+        let items = DOCUMENT["paths"].as_object().into_iter().flatten();
+        let operations = items.flat_map(|(_, item)| item.as_object().into_iter().flatten());
+        operations.filter_map(|(_, operation)| operation["operationId"].as_str()).collect()
+    }
+
+    /// Calls an operation, with a query if there is one, a body if there is one, and the kind of answer that is wanted.
+    ///
+    /// # Errors
+    /// Nobody answers, or the answer is an error.
+    pub fn call(
+        &self,
+        operation: &str,
+        query: &[(&str, String)],
+        body: Option<&Value>,
+        accept: &str,
+    ) -> Result<Answer, ClientError> {
+        let (status, mut reader) = self.send(operation, query, body, accept)?;
+        let mut body = Vec::new();
+        reader.read_to_end(&mut body).map_err(ClientError::Broken)?;
+        match status {
+            200..300 => Ok(Answer { body }),
+            _ => {
+                let chain = serde_json::from_slice(&body);
+                let chain = chain
+                    .unwrap_or_else(|_| vec![format!("umbra answers {status}"), String::from_utf8_lossy(&body).into()]);
+                Err(ClientError::Refused { status, chain })
+            }
+        }
+    }
+
+    /// Calls an operation whose answer has no end, and reads its lines.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn lines(&self, operation: &str) -> Result<impl Iterator<Item = io::Result<String>>, ClientError> {
+        let (status, reader) = self.send(operation, &[], None, "text/event-stream")?;
+        match status {
+            200 => Ok(BufReader::new(reader).lines()),
+            _ => Err(ClientError::Refused { status, chain: vec![format!("umbra answers {status}")] }),
+        }
+    }
+
+    fn send(
+        &self,
+        operation: &str,
+        query: &[(&str, String)],
+        body: Option<&Value>,
+        accept: &str,
+    ) -> Result<(u16, Box<dyn Read>), ClientError> {
+        let (method, path) = find(operation).ok_or_else(|| ClientError::Unknown(operation.into()))?;
+        let connect = |source| ClientError::Connect { path: self.socket.clone(), source };
+        let mut stream = UnixStream::connect(&self.socket).map_err(connect)?;
+        let mut target = format!("{ROOT}{path}");
+        for (i, (name, value)) in query.iter().enumerate() {
+            let _ = write!(target, "{}{name}={value}", if i == 0 { '?' } else { '&' });
+        }
+        let mut request =
+            format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n");
+        if let Some(body) = body {
+            let body = body.to_string();
+            let _ = write!(request, "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        } else {
+            request.push_str("\r\n");
+        }
+        stream.write_all(request.as_bytes()).map_err(ClientError::Broken)?;
+        answer(stream)
+    }
+}
+
+/// Method and path of an operation.
+fn find(name: &str) -> Option<(String, &'static str)> {
+    let mut items = DOCUMENT["paths"].as_object()?.iter();
+    items.find_map(|(path, item)| {
+        let mut operations = item.as_object()?.iter();
+        let (method, _) = operations.find(|(_, operation)| operation["operationId"] == name)?;
+        Some((method.to_uppercase(), path.as_str()))
+    })
+}
+
+/// Status and body of an answer; the server closes the connection behind it.
+fn answer(stream: UnixStream) -> Result<(u16, Box<dyn Read>), ClientError> {
+    let mut reader = BufReader::new(stream);
+    let mut line = || -> Result<String, ClientError> {
+        let mut line = String::new();
+        (&mut reader).take(16 << 10).read_line(&mut line).map_err(ClientError::Broken)?;
+        Ok(line)
+    };
+    let first = line()?;
+    let status = first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
+    let status = status.ok_or(ClientError::NotHttp("no status"))?;
+    let mut chunked = false;
+    loop {
+        let header = line()?.to_ascii_lowercase();
+        match header.trim_end() {
+            "" => break,
+            "transfer-encoding: chunked" => chunked = true,
+            _ => {}
+        }
+    }
+    Ok((status, if chunked { Box::new(Chunks { reader, left: 0 }) } else { Box::new(reader.take(ANSWER_LIMIT)) }))
+}
+
+/// A body in chunks (RFC 9112, 7.1).
+struct Chunks {
+    reader: BufReader<UnixStream>,
+    left: u64,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 {
+            let mut line = String::new();
+            self.reader.read_line(&mut line)?;
+            if line.trim_end().is_empty() {
+                // The end of the chunk before.
+                line.clear();
+                self.reader.read_line(&mut line)?;
+            }
+            let size = line.split(';').next().unwrap_or_default().trim();
+            self.left = u64::from_str_radix(size, 16).map_err(|_| io::Error::other("a chunk without a size"))?;
+            if self.left == 0 {
+                return Ok(0);
+            }
+        }
+        let count = (&mut self.reader).take(self.left).read(buffer)?;
+        self.left -= count as u64;
+        Ok(count)
+    }
+}

@@ -1,0 +1,334 @@
+//! What can be asked of the machine.
+
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+use vmm::Stop;
+use vmm::console::Output;
+use vmm::memory::conversion::Policy;
+
+use super::life::{Run, Work, lock};
+use super::{Controller, Vm, conflict, failed};
+use crate::ApiError;
+use crate::convert::ConfigError;
+use crate::types::{DiskConfig, NetConfig, PciDeviceInfo, PolicyConfig, VmConfig, VsockConfig};
+
+impl Controller {
+    /// Creates a machine, and does not boot it.
+    ///
+    /// # Errors
+    /// There is one already, or the configuration can't be honoured.
+    pub fn create(&self, config: VmConfig) -> Result<(), ApiError> {
+        let mut machine = self.lock();
+        if machine.is_some() {
+            return Err(conflict("there is a machine already: delete it first with vm.delete"));
+        }
+        let spec = vmm::VmConfig::try_from(&config)?;
+        self.host.check(&spec).map_err(failed("this machine is not possible here"))?;
+        let output = Arc::new(Output::new(spec.serial.clone()));
+        *machine = Some(Vm { config, spec: Arc::new(Mutex::new(spec)), output, run: None, has_run: false });
+        self.events.emit("vm", "created", ());
+        Ok(())
+    }
+
+    /// Boots the machine. `built` is called once it is built, before it runs.
+    ///
+    /// # Errors
+    /// There is none, it runs already, or it can't be built.
+    pub fn boot<E>(self: &Arc<Self>, built: impl FnOnce() -> Result<(), E>) -> Result<Result<(), E>, BootError> {
+        let mut machine = self.lock();
+        let vm = machine.as_mut().ok_or_else(ApiError::not_created)?;
+        if let Ok(guest) = vm.guest() {
+            let paused = guest.is_paused();
+            let how = if paused { "it is paused: resume it with vm.resume" } else { "it runs already" };
+            return Err(ApiError::wrong_order(format!("the machine can't be booted: {how}")).into());
+        }
+        // One that is over.
+        vm.end_run();
+        let spec = lock(&vm.spec).clone();
+        let ready = self.host.build(&spec, &vm.output, &self.events).map_err(BootError::Machine)?;
+        if let Err(error) = built() {
+            return Ok(Err(error));
+        }
+        let (end, keep) = (self.end.clone(), self.settings.keep);
+        let ended = move |result: vmm::Result<Stop>| {
+            if !(keep && result.is_ok()) {
+                let _ = end.send(result.map(drop));
+            }
+        };
+        let work = Work {
+            host: self.host.clone(),
+            events: self.events.clone(),
+            spec: vm.spec.clone(),
+            output: vm.output.clone(),
+            ended: Box::new(ended),
+        };
+        let run = Run::start(ready, work);
+        let run = run.map_err(|error| {
+            ApiError::caused(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "cannot start a thread", &error)
+        })?;
+        vm.run = Some(run);
+        vm.has_run = true;
+        Ok(Ok(()))
+    }
+
+    /// Ends the machine and forgets it. Fine where there is none.
+    pub fn delete(&self) {
+        if let Some(mut vm) = self.lock().take() {
+            vm.end_run();
+            self.events.emit("vm", "deleted", ());
+        }
+    }
+
+    /// Ends the machine; its configuration stays.
+    ///
+    /// # Errors
+    /// There is none, or it is not booted.
+    pub fn shutdown(&self) -> Result<(), ApiError> {
+        let mut machine = self.lock();
+        let vm = machine.as_mut().ok_or_else(ApiError::not_created)?;
+        vm.guest()?;
+        vm.end_run();
+        Ok(())
+    }
+
+    /// Resets the machine.
+    ///
+    /// # Errors
+    /// There is none, it is not booted, or it can't be built anew.
+    pub fn reboot(&self) -> Result<(), ApiError> {
+        let machine = self.lock();
+        let vm = machine.as_ref().ok_or_else(ApiError::not_created)?;
+        vm.guest()?;
+        match vm.run.as_ref().is_some_and(Run::reboot) {
+            true => Ok(()),
+            false => Err(conflict("the machine ended instead of booting anew: its events say why")),
+        }
+    }
+
+    /// Lets the machine stand still.
+    ///
+    /// # Errors
+    /// There is none, it is not booted, or it stands still already.
+    pub fn pause(&self) -> Result<(), ApiError> {
+        let machine = self.lock();
+        let guest = machine.as_ref().ok_or_else(ApiError::not_created)?.guest()?;
+        if guest.is_paused() {
+            return Err(ApiError::wrong_order("the machine is paused already"));
+        }
+        guest.pause().map_err(failed("the machine was not paused"))?;
+        self.events.emit("vm", "paused", ());
+        Ok(())
+    }
+
+    /// Lets the machine go on.
+    ///
+    /// # Errors
+    /// There is none, it is not booted, or it does not stand still.
+    pub fn resume(&self) -> Result<(), ApiError> {
+        let machine = self.lock();
+        let guest = machine.as_ref().ok_or_else(ApiError::not_created)?.guest()?;
+        if !guest.is_paused() {
+            return Err(ApiError::wrong_order("the machine is not paused"));
+        }
+        guest.resume().map_err(failed("the machine was not resumed"))?;
+        self.events.emit("vm", "resumed", ());
+        Ok(())
+    }
+
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// There is no machine, or it is not booted.
+    pub fn power_button(&self) -> Result<(), ApiError> {
+        self.guest()?.power_button().map_err(failed("the power button was not pressed"))
+    }
+
+    /// Gives the machine's processors a non-maskable interrupt.
+    ///
+    /// # Errors
+    /// There is no machine, or it is not booted.
+    pub fn nmi(&self) -> Result<(), ApiError> {
+        self.guest()?.nmi().map_err(failed("the interrupt was not given"))
+    }
+
+    /// Adds a disk: to the machine that runs, which tells where it is, or to the configuration of one that does not.
+    ///
+    /// # Errors
+    /// There is no machine, or it does not take the disk.
+    pub fn add_disk(&self, config: DiskConfig) -> Result<Option<PciDeviceInfo>, ApiError> {
+        let spec = vmm::config::DiskConfig::try_from(&config)?;
+        self.add(
+            |guest| guest.add_disk(spec.clone()),
+            |vm| vm.disks.get_or_insert_default().push(config.clone()),
+            |vm, id| {
+                if let Some(disk) = vm.disks.as_mut().and_then(|disks| disks.last_mut()) {
+                    disk.id = Some(id)
+                }
+            },
+        )
+    }
+
+    /// Adds a network device, like [`Self::add_disk`].
+    ///
+    /// # Errors
+    /// There is no machine, or it does not take the device.
+    pub fn add_net(&self, config: NetConfig) -> Result<Option<PciDeviceInfo>, ApiError> {
+        let spec = vmm::config::NetConfig::try_from(&config)?;
+        self.add(
+            |guest| guest.add_net(spec.clone()),
+            |vm| vm.net.get_or_insert_default().push(config.clone()),
+            |vm, id| {
+                if let Some(net) = vm.net.as_mut().and_then(|nets| nets.last_mut()) {
+                    net.id = Some(id)
+                }
+            },
+        )
+    }
+
+    /// Adds a socket device, like [`Self::add_disk`]. A machine has one at most.
+    ///
+    /// # Errors
+    /// There is no machine, or it does not take the device.
+    pub fn add_vsock(&self, config: VsockConfig) -> Result<Option<PciDeviceInfo>, ApiError> {
+        let spec = vmm::config::VsockConfig::try_from(&config)?;
+        if self.lock().as_ref().is_some_and(|vm| vm.config.vsock.is_some()) {
+            return Err(conflict("the machine has a socket device already: remove it first with vm.remove-device"));
+        }
+        self.add(
+            |guest| guest.add_vsock(spec.clone()),
+            |vm| vm.vsock = Some(config.clone()),
+            |vm, id| {
+                if let Some(vsock) = vm.vsock.as_mut() {
+                    vsock.id = Some(id)
+                }
+            },
+        )
+    }
+
+    fn add(
+        &self,
+        hot: impl Fn(&dyn crate::host::Guest) -> vmm::Result<PciDeviceInfo>,
+        note: impl Fn(&mut VmConfig),
+        name: impl Fn(&mut VmConfig, String),
+    ) -> Result<Option<PciDeviceInfo>, ApiError> {
+        let mut machine = self.lock();
+        let vm = machine.as_mut().ok_or_else(ApiError::not_created)?;
+        let mut config = vm.config.clone();
+        note(&mut config);
+        // The whole must still be a machine: names are unique, and so on.
+        let checked = vmm::VmConfig::try_from(&config).map_err(|error| match error {
+            ConfigError { field, reason } if field.ends_with(".id") && reason.contains("another device") => {
+                conflict(&format!("{field}: {reason}"))
+            }
+            error => error.into(),
+        })?;
+        self.host.check(&checked).map_err(failed("the machine can't have this device"))?;
+        let added = match vm.guest() {
+            Ok(guest) => {
+                let added = hot(&*guest).map_err(failed("the device was not added"))?;
+                name(&mut config, added.id.clone());
+                Some(added)
+            }
+            Err(_) => None,
+        };
+        vm.change(config)?;
+        self.events.emit("vm", "device-added", json!({ "id": added.as_ref().map(|device| &device.id) }));
+        Ok(added)
+    }
+
+    /// Removes a device: asks the guest that runs to let go of it, and takes it out of the configuration.
+    ///
+    /// # Errors
+    /// There is no machine, it has no such device, or it does not let go.
+    pub fn remove_device(&self, id: &str) -> Result<(), ApiError> {
+        let mut machine = self.lock();
+        let vm = machine.as_mut().ok_or_else(ApiError::not_created)?;
+        let guest = vm.guest().ok();
+        let named = |other: &Option<String>| other.as_deref() == Some(id);
+        let mut config = vm.config.clone();
+        config.disks.iter_mut().for_each(|disks| disks.retain(|disk| !named(&disk.id)));
+        config.net.iter_mut().for_each(|nets| nets.retain(|net| !named(&net.id)));
+        config.vsock.take_if(|vsock| named(&vsock.id));
+        let known = guest.as_ref().is_some_and(|guest| guest.devices().iter().any(|device| device.id == id));
+        if !known && config == vm.config {
+            let message = format!("the machine has no device {id:?}: vm.info lists those it has");
+            return Err(ApiError::new(axum::http::StatusCode::NOT_FOUND, message));
+        }
+        if let Some(guest) = guest {
+            guest.remove_device(id).map_err(failed("the device was not removed"))?;
+        }
+        vm.change(config)?;
+        self.events.emit("vm", "device-removed", json!({ "id": id }));
+        Ok(())
+    }
+
+    /// Asks the guest to give so many bytes back.
+    ///
+    /// # Errors
+    /// There is no machine, it is not booted, or it has no balloon.
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), ApiError> {
+        self.guest()?.set_balloon(bytes).map_err(failed("the balloon was not changed"))
+    }
+
+    /// What conversions may do.
+    ///
+    /// # Errors
+    /// There is no machine.
+    pub fn policy(&self) -> Result<Policy, ApiError> {
+        let machine = self.lock();
+        let vm = machine.as_ref().ok_or_else(ApiError::not_created)?;
+        Ok(lock(&vm.spec).conversions)
+    }
+
+    /// Changes what conversions may do, now and when the machine is booted anew.
+    ///
+    /// # Errors
+    /// There is no machine, or a rule is none.
+    pub fn set_policy(&self, change: &PolicyConfig) -> Result<Policy, ApiError> {
+        let mut machine = self.lock();
+        let vm = machine.as_mut().ok_or_else(ApiError::not_created)?;
+        let mut spec = lock(&vm.spec);
+        let policy = change.over(spec.conversions)?;
+        spec.conversions = policy;
+        drop(spec);
+        vm.config.conversions = Some(policy.into());
+        if let Ok(guest) = vm.guest() {
+            guest.memory().set_policy(policy);
+        }
+        Ok(policy)
+    }
+}
+
+impl Vm {
+    /// Takes a changed configuration, which has been checked.
+    fn change(&mut self, config: VmConfig) -> Result<(), ApiError> {
+        *lock(&self.spec) = vmm::VmConfig::try_from(&config)?;
+        self.config = config;
+        Ok(())
+    }
+}
+
+/// Why a machine was not booted.
+#[derive(Debug)]
+pub enum BootError {
+    /// There is nothing to boot.
+    Order(ApiError),
+    /// The machine's own.
+    Machine(vmm::Error),
+}
+
+impl From<ApiError> for BootError {
+    fn from(error: ApiError) -> Self {
+        Self::Order(error)
+    }
+}
+
+impl From<BootError> for ApiError {
+    fn from(error: BootError) -> Self {
+        match error {
+            BootError::Order(error) => error,
+            BootError::Machine(error) => Self::from_machine("the machine was not booted", &error),
+        }
+    }
+}
