@@ -3,6 +3,7 @@
 pub mod console;
 pub mod demo;
 pub mod events;
+pub mod full;
 pub mod guest;
 pub mod markers;
 pub mod search;
@@ -23,6 +24,8 @@ pub struct Args {
 enum Command {
     /// The part of `lab demo` that starts the virtual machines
     Demo(demo::Args),
+    /// The part of `lab demo --full` that starts the virtual machines
+    Full(full::Args),
     /// Search a process for a guest's canary
     Search(search::Args),
 }
@@ -31,6 +34,7 @@ enum Command {
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
         Command::Demo(args) => demo::run(args),
+        Command::Full(args) => full::run(args),
         Command::Search(args) => search::run(args).map(|()| ExitCode::SUCCESS),
     }
 }

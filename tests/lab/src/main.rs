@@ -9,6 +9,7 @@ compile_error!("the lab runs on x86-64 Linux only");
 mod cache;
 mod commands;
 mod cpio;
+mod debian;
 mod demo;
 mod inside;
 mod interrupt;
