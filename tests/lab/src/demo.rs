@@ -80,25 +80,18 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
         return full::run(args.kernel_package.as_deref(), memory, json.as_ref(), options);
     }
     let machine = Machine::prepare(options)?;
-    let cache = Cache::open()?;
-    let kernel = Kernel::fetch(args.kernel_package.as_deref(), options, &cache)?;
-    let busybox = fetch_busybox(options, &cache)?;
-    let umbra = umbra::build(options)?;
-
     let out = tempfile::tempdir().context("cannot make a temporary folder")?;
     let folder = out.path().to_owned();
     let _cleanup = on_interrupt(move || drop(fs::remove_dir_all(folder)));
-    let initramfs = out.path().join("initramfs");
-    fs::write(&initramfs, initramfs::build(&busybox))
-        .with_context(|| format!("cannot write {}", initramfs.display()))?;
+    let guest = Guest::prepare(args.kernel_package.as_deref(), options, out.path())?;
 
     let lab = std::env::current_exe().context("cannot find the lab's own program")?;
     let mut argv: Vec<OsString> = vec![lab.into(), "inside".into(), "demo".into()];
     let mut option = |name: &str, value: OsString| argv.extend([name.into(), value]);
-    option("--umbra", umbra.into());
-    option("--kernel", kernel.image.into());
-    option("--kernel-name", kernel.release.into());
-    option("--initramfs", initramfs.into());
+    option("--umbra", guest.umbra.into());
+    option("--kernel", guest.kernel.into());
+    option("--kernel-name", guest.release.into());
+    option("--initramfs", guest.initramfs.into());
     option("--memory", args.memory.as_deref().unwrap_or(DEFAULT_MEMORY).into());
     option("--folder", out.path().into());
     let (terminal, limit) = if args.interactive {
@@ -138,6 +131,32 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     bail!("the demonstration failed: {}", shortcomings.join("; "))
+}
+
+/// The guest of the short demonstration: all that boots it.
+pub struct Guest {
+    /// The umbra program.
+    pub umbra: PathBuf,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its release.
+    pub release: String,
+    /// The initramfs.
+    pub initramfs: PathBuf,
+}
+
+impl Guest {
+    /// Makes it ready, with its initramfs in `out`.
+    pub fn prepare(kernel_package: Option<&str>, options: &Options, out: &Path) -> Result<Self> {
+        let cache = Cache::open()?;
+        let kernel = Kernel::fetch(kernel_package, options, &cache)?;
+        let busybox = fetch_busybox(options, &cache)?;
+        let umbra = umbra::build(options)?;
+        let initramfs = out.join("initramfs");
+        fs::write(&initramfs, initramfs::build(&busybox))
+            .with_context(|| format!("cannot write {}", initramfs.display()))?;
+        Ok(Self { umbra, kernel: kernel.image, release: kernel.release, initramfs })
+    }
 }
 
 /// The guest's kernel.

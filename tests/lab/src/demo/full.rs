@@ -10,9 +10,9 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::{JsonFile, Kernel, fetch_busybox, umbra};
+use super::{DEFAULT_FULL_MEMORY, JsonFile, Kernel, fetch_busybox, umbra};
 use crate::cache::Cache;
 use crate::commands::exit_code;
 use crate::debian::keys::Keys;
@@ -25,11 +25,13 @@ use crate::options::Options;
 use figures::FullOutcome;
 
 /// Runs the full demonstration with so much guest RAM. The exit status is 0 only if it shows what it should.
-pub fn run(kernel_package: Option<&str>, memory: &str, json: Option<&JsonFile>, options: &Options) -> Result<ExitCode> {
-    let out = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let folder = out.path().to_owned();
-    let _cleanup = on_interrupt(move || drop(fs::remove_dir_all(folder)));
-    let outcome = match measure(kernel_package, memory, out.path(), options)? {
+pub(super) fn run(
+    kernel_package: Option<&str>,
+    memory: &str,
+    json: Option<&JsonFile>,
+    options: &Options,
+) -> Result<ExitCode> {
+    let outcome = match measure(kernel_package, memory, options)? {
         Ok(outcome) => outcome,
         Err(status) => return Ok(exit_code(status)),
     };
@@ -48,13 +50,22 @@ pub fn run(kernel_package: Option<&str>, memory: &str, json: Option<&JsonFile>, 
     bail!("the demonstration failed: {}", shortcomings.join("; "))
 }
 
-/// Does it all in the folder `out`. The inner error is the exit status of a nested host that did not finish.
-pub fn measure(
-    kernel_package: Option<&str>,
-    memory: &str,
-    out: &Path,
-    options: &Options,
-) -> Result<Result<FullOutcome, i32>> {
+/// Runs it for its figures, which go to a file as JSON; fails if it does not show what it should.
+pub fn record(path: &Path, options: &Options) -> Result<()> {
+    let outcome = measure(None, DEFAULT_FULL_MEMORY, options)?;
+    let outcome = outcome.map_err(|status| anyhow!("the full demonstration failed: exit status {status}"))?;
+    let shortcomings = outcome.shortcomings();
+    ensure!(shortcomings.is_empty(), "the full demonstration failed: {}", shortcomings.join("; "));
+    let text = serde_json::to_vec_pretty(&outcome.summary())?;
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Runs it. The inner error is the exit status of a nested host that did not finish.
+fn measure(kernel_package: Option<&str>, memory: &str, options: &Options) -> Result<Result<FullOutcome, i32>> {
+    let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let folder = temporary.path().to_owned();
+    let _cleanup = on_interrupt(move || drop(fs::remove_dir_all(folder)));
+    let out = temporary.path();
     let machine = Machine::prepare(options)?;
     let cache = Cache::open()?;
     let kernel = Kernel::fetch(kernel_package, options, &cache)?;

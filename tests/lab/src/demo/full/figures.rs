@@ -48,7 +48,7 @@ pub struct Full {
     pub power_off_ms: u64,
     /// The most memory of the host that was behind guest RAM at a time.
     pub host_peak_bytes: u64,
-    /// What the guest shared at the end.
+    /// The most that the guest shared, of the moments at which it was looked at.
     pub shared_peak_bytes: u64,
 }
 

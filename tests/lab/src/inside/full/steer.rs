@@ -100,7 +100,7 @@ pub fn look_at_memory(vm: &Vm<'_>, full: &mut Full) -> Result<()> {
         let ram: u64 = runs.iter().map(|run| run.size).sum();
         ensure!(ram == stats.ram_bytes, "the map has {ram} bytes and the statistics {}", stats.ram_bytes);
         full.map_runs = runs.len() as u64;
-        full.shared_peak_bytes = stats.shared_bytes;
+        full.shared_peak_bytes = full.shared_peak_bytes.max(stats.shared_bytes);
         let metrics = vm.api.get_text("vmm.metrics", "text/plain")?;
         full.metrics = metrics.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()).count() as u64;
         ensure!(full.metrics > 0, "there are no metrics");

@@ -79,6 +79,7 @@ pub fn search_while_busy(
     full.busy_bytes = traffic.load(Ordering::Relaxed).saturating_sub(before);
     ensure!(full.busy_bytes > 0, "the network stood still during the search");
     let memory: MemoryStats = vm.api.get("vm.memory-stats")?;
+    full.shared_peak_bytes = full.shared_peak_bytes.max(memory.shared_bytes);
     meanwhile(vm, &traffic, full)?;
     drop(load);
     Ok(VmFigures { memory, time_to_init_ms: 0, vmm_rss_bytes, search })
