@@ -32,6 +32,9 @@ struct Options {
     /// What `cargo lab demo --full --json` wrote, for the footprint
     #[arg(long, value_name = "PATH", required_if_eq("benchmarks", "footprint"))]
     demo: Option<PathBuf>,
+    /// What the lab's guests measured of their devices, for io
+    #[arg(long, value_name = "PATH", required_if_eq("benchmarks", "io"))]
+    times: Option<PathBuf>,
     /// Only conversions of this size; may be repeated
     #[arg(long, value_enum)]
     size: Vec<SizeName>,
@@ -47,6 +50,8 @@ enum Benchmark {
     Conversion,
     /// Boots, beside QEMU; needs a KVM with private memory
     Boot,
+    /// Throughput of disk and network, by what the lab's guests measured
+    Io,
     /// Memory that a machine takes, by what the full demonstration measured
     Footprint,
 }
@@ -83,6 +88,10 @@ fn main() -> Result<()> {
                     |path: &Option<PathBuf>| path.clone().context("boots need a program, a kernel and an initramfs");
                 let (umbra, kernel) = (path(&options.umbra)?, path(&options.kernel)?);
                 bench::boot::run(&mut figures, &umbra, &kernel, &path(&options.initramfs)?, &folder.0)?;
+            }
+            Benchmark::Io => {
+                let times = options.times.as_deref().context("io needs the times that guests measured")?;
+                bench::io::run(&mut figures, times)?;
             }
             Benchmark::Footprint => {
                 let demo = options.demo.as_deref().context("the footprint needs the demonstration's figures")?;

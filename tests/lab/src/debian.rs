@@ -42,7 +42,7 @@ const MODULES: [&str; 1] = ["kernel/drivers/block/virtio_blk.ko.xz"];
 /// The most disk that making an image takes at a time: packages, system and image.
 const SPACE: u64 = 1_500_000_000;
 /// Steps that debootstrap and the script tell.
-const STEPS: u64 = 560;
+const STEPS: u64 = 639;
 
 /// A system to boot.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ pub mod demo;
 pub mod events;
 pub mod full;
 pub mod guest;
+pub mod io;
 pub mod markers;
 pub mod search;
 pub mod smaps;
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Args),
     /// The part of `lab demo --full` that starts the virtual machines
     Full(full::Args),
+    /// The part of `lab bench io` that starts the virtual machines
+    Io(full::Args),
     /// Search a process for a guest's canary
     Search(search::Args),
 }
@@ -35,6 +38,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
         Command::Demo(args) => demo::run(args),
         Command::Full(args) => full::run(args),
+        Command::Io(args) => io::run(args),
         Command::Search(args) => search::run(args).map(|()| ExitCode::SUCCESS),
     }
 }

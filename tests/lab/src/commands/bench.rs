@@ -52,6 +52,8 @@ enum Benchmark {
     Conversion,
     /// Boots to init, inside, beside QEMU
     Boot,
+    /// Throughput of the guest's disk and network, inside
+    Io,
     /// Memory of the VMM and behind guest RAM, in the full demonstration
     Footprint,
 }
@@ -94,6 +96,12 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
             arguments.extend([name.into(), path.into()]);
         }
         bench.run_inside(machine, arguments, &mut figures)?;
+    }
+    if wanted(Benchmark::Io) {
+        println!("\nlab: disk and network, inside\n");
+        let record = bench.out.join("io-times.json");
+        demo::full::record_io(&record, options)?;
+        bench.run_here(vec!["io".into(), "--times".into(), record.into()], &mut figures)?;
     }
     if wanted(Benchmark::Footprint) {
         println!("\nlab: the full demonstration, for its footprint\n");

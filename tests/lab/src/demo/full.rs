@@ -18,6 +18,7 @@ use crate::commands::exit_code;
 use crate::debian::keys::Keys;
 use crate::debian::{self, initramfs};
 use crate::inside::full::{FIGURES, LIMIT, network};
+use crate::inside::io::TIMES;
 use crate::interrupt::on_interrupt;
 use crate::machine::{Emulation, Job, Machine, Terminal};
 use crate::options::Options;
@@ -60,8 +61,31 @@ pub fn record(path: &Path, options: &Options) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// Has the guest's devices timed instead; the times go to a file as JSON.
+pub fn record_io(path: &Path, options: &Options) -> Result<()> {
+    let result = inside("io", TIMES, None, DEFAULT_FULL_MEMORY, options)?;
+    let times = result.map_err(|status| anyhow!("the guests of the nested host failed: exit status {status}"))?;
+    fs::write(path, times).with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Runs it. The inner error is the exit status of a nested host that did not finish.
 fn measure(kernel_package: Option<&str>, memory: &str, options: &Options) -> Result<Result<FullOutcome, i32>> {
+    let figures = match inside("full", FIGURES, kernel_package, memory, options)? {
+        Ok(figures) => figures,
+        Err(status) => return Ok(Err(status)),
+    };
+    let outcome = serde_json::from_slice(&figures).context("the nested host's figures are not as expected")?;
+    Ok(Ok(outcome))
+}
+
+/// Makes everything ready, runs a command of [`crate::inside`], and returns the content of the file that it leaves.
+fn inside(
+    command: &str,
+    leaves: &str,
+    kernel_package: Option<&str>,
+    memory: &str,
+    options: &Options,
+) -> Result<Result<Vec<u8>, i32>> {
     let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
     let folder = temporary.path().to_owned();
     let _cleanup = on_interrupt(move || drop(fs::remove_dir_all(folder)));
@@ -80,7 +104,7 @@ fn measure(kernel_package: Option<&str>, memory: &str, options: &Options) -> Res
         .with_context(|| format!("cannot write {}", initramfs.display()))?;
 
     let lab = std::env::current_exe().context("cannot find the lab's own program")?;
-    let mut argv: Vec<OsString> = vec![lab.into(), "inside".into(), "full".into()];
+    let mut argv: Vec<OsString> = vec![lab.into(), "inside".into(), command.into()];
     let mut option = |name: &str, value: OsString| argv.extend([name.into(), value]);
     option("--umbra", umbra.into());
     option("--kernel", kernel.image.into());
@@ -107,7 +131,6 @@ fn measure(kernel_package: Option<&str>, memory: &str, options: &Options) -> Res
     if status != 0 {
         return Ok(Err(status));
     }
-    let text = fs::read(out.join(FIGURES)).context("the nested host left no figures")?;
-    let outcome = serde_json::from_slice(&text).context("the nested host's figures are not as expected")?;
-    Ok(Ok(outcome))
+    let left = out.join(leaves);
+    Ok(Ok(fs::read(&left).with_context(|| format!("the nested host left no {}", left.display()))?))
 }

@@ -6,12 +6,12 @@
 
 pub mod api;
 mod disk;
-mod group;
-mod machine;
+pub mod group;
+pub mod machine;
 pub mod network;
-mod peer;
-mod ssh;
-mod steer;
+pub mod peer;
+pub mod ssh;
+pub mod steer;
 mod work;
 
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ use machine::Vm;
 pub const FIGURES: &str = "figures.json";
 
 /// How long a step may take: a guest of an emulated host is slow.
-const STEP: Duration = Duration::from_secs(300);
+pub const STEP: Duration = Duration::from_secs(300);
 /// How long everything may take.
 pub const LIMIT: Duration = Duration::from_secs(45 * 60);
 
@@ -38,13 +38,13 @@ pub const LIMIT: Duration = Duration::from_secs(45 * 60);
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    plan: Plan,
+    pub plan: Plan,
     /// What to call the guest's kernel
     #[arg(long)]
     kernel_name: String,
     /// What to call the guest's system
     #[arg(long)]
-    system_name: String,
+    pub system_name: String,
     /// The image of the guest's system; a copy of it is booted
     #[arg(long)]
     image: PathBuf,
@@ -109,7 +109,7 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 /// Runs a step, and says what it is and how long it took.
-fn step<T>(name: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn step<T>(name: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     let result = run().with_context(|| format!("{name}: failed"))?;
     eprintln!("lab:   {name} ({:.1} s)", start.elapsed().as_secs_f64());

@@ -71,6 +71,19 @@ impl Peer {
         })
     }
 
+    /// In a thread, so often: sends `bytes`, receives as many, and answers with one.
+    pub fn serve(self, bytes: u64, rounds: u64) -> JoinHandle<Result<()>> {
+        std::thread::spawn(move || {
+            let mut stream = self.accept()?;
+            for _ in 0..rounds {
+                copy_exactly(&mut std::io::repeat(0), &mut stream, bytes).context("cannot send to the guest")?;
+                copy_exactly(&mut stream, &mut std::io::sink(), bytes).context("cannot receive from the guest")?;
+                stream.write_all(&[1]).context("cannot send to the guest")?;
+            }
+            Ok(())
+        })
+    }
+
     /// In a thread: receives until the connection is cut, and counts.
     pub fn sink(self) -> Arc<AtomicU64> {
         let count = Arc::new(AtomicU64::new(0));
@@ -85,6 +98,18 @@ impl Peer {
         });
         count
     }
+}
+
+fn copy_exactly(from: &mut impl Read, to: &mut impl Write, bytes: u64) -> Result<()> {
+    let (mut left, mut piece) = (bytes, vec![0; PIECE]);
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        let length = from.read(&mut piece[..most])?;
+        ensure!(length > 0, "the stream ended {left} bytes early");
+        to.write_all(&piece[..length])?;
+        left -= length as u64;
+    }
+    Ok(())
 }
 
 /// Reads so many bytes, writes them on, and returns their checksum and the time.
