@@ -6,7 +6,7 @@
 //! | `boot.software.none_ratio` | `isolation=software`, to `isolation=none` |
 //! | `boot.software.load_share` | the part of that time in which umbra reads the kernel and takes it apart |
 //! | `boot.software.copy_share` | the part from there to the first instruction of the guest: making the VM, copying in |
-//! | `boot.software.conversion_share` | what the guest takes longer from there on than with `none`: its conversions, and faults on memory of the wrong kind |
+//! | `boot.software.conversion_share` | the part that conversions take inside umbra, by its own statistics |
 //!
 //! Time runs from the start of the program to the first line of the guest's init on the serial console. All boot the same
 //! uncompressed kernel and the same initramfs, with one processor and 512 MiB, in turns; the first round counts for nothing,
@@ -31,13 +31,15 @@ const ROUNDS: usize = 7;
 #[derive(Debug, Default)]
 struct Times {
     init: Vec<f64>,
-    before_guest: Vec<f64>,
+    to_guest: Vec<f64>,
+    converting: Vec<f64>,
 }
 
 impl Times {
     fn add(&mut self, boot: &Boot) {
         self.init.push(boot.to_init.as_nanos() as f64);
-        self.before_guest.extend(boot.to_guest.map(|time| time.as_nanos() as f64));
+        self.to_guest.extend(boot.told.map(|told| told.to_guest.as_nanos() as f64));
+        self.converting.extend(boot.told.map(|told| told.converting.as_nanos() as f64));
     }
 }
 
@@ -64,7 +66,11 @@ pub fn run(figures: &mut Figures, umbra: &Path, kernel: &Path, initramfs: &Path,
         eprintln!("boots, round {round} of {ROUNDS}");
         for turn in 0..Kind::ALL.len() {
             let kind = Kind::ALL[(round + turn) % Kind::ALL.len()];
-            let boot = machines.boot(kind).with_context(|| format!("with {}", kind.name()))?;
+            // An emulated processor goes silent once in some hundreds of guests (docs/lab.md).
+            let boot = machines.boot(kind).or_else(|error| {
+                eprintln!("with {}: {error:#}; once more", kind.name());
+                machines.boot(kind).with_context(|| format!("with {}, twice", kind.name()))
+            })?;
             if round > 0 {
                 times[kind as usize].add(&boot);
             }
@@ -77,20 +83,13 @@ pub fn run(figures: &mut Figures, umbra: &Path, kernel: &Path, initramfs: &Path,
     let load = Sample::of(loads.iter().copied()).median;
     let share = |part: Vec<f64>| Sample::of(part.iter().zip(&software.init).map(|(part, whole)| part / whole));
     figures.add("boot.software.load_share", share(vec![load; software.init.len()]));
-    figures.add("boot.software.copy_share", share(software.before_guest.iter().map(|time| time - load).collect()));
-    let in_guest = |times: &Times| -> Vec<f64> {
-        times.init.iter().zip(&times.before_guest).map(|(init, before)| init - before).collect()
-    };
-    let none_in_guest = Sample::of(in_guest(none)).median;
-    figures.add(
-        "boot.software.conversion_share",
-        share(in_guest(software).into_iter().map(|time| time - none_in_guest).collect()),
-    );
+    figures.add("boot.software.copy_share", share(software.to_guest.iter().map(|time| time - load).collect()));
+    figures.add("boot.software.conversion_share", share(software.converting.clone()));
     figures.add("boot.software.image_ratio", Sample::ratio(&compressed.init, &software.init));
     for (kind, times) in Kind::ALL.iter().zip(&times) {
         figures.note(format!("boot.{}.to_init_ns", kind.name()), Sample::of(times.init.iter().copied()));
-        if !times.before_guest.is_empty() {
-            let sample = Sample::of(times.before_guest.iter().copied());
+        if !times.to_guest.is_empty() {
+            let sample = Sample::of(times.to_guest.iter().copied());
             figures.note(format!("boot.{}.to_guest_ns", kind.name()), sample);
         }
     }

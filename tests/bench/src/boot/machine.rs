@@ -7,13 +7,16 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// What the guest's init says first.
 pub const INIT: &str = "umbra-demo: init";
 /// How long a boot may take.
 const LIMIT: Duration = Duration::from_secs(180);
+/// How long umbra may take to tell its statistics.
+const ANSWER: Duration = Duration::from_secs(30);
 /// What both get as the kernel's command line.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1";
 const MEMORY: &str = "512M";
@@ -51,8 +54,17 @@ impl Kind {
 pub struct Boot {
     /// Until the guest's init spoke.
     pub to_init: Duration,
-    /// Until the guest ran, where the machine tells it.
-    pub to_guest: Option<Duration>,
+    /// What umbra tells of it.
+    pub told: Option<Told>,
+}
+
+/// What umbra tells of a boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told {
+    /// How long it took until the guest ran.
+    pub to_guest: Duration,
+    /// How long conversions took, of those until the guest's init.
+    pub converting: Duration,
 }
 
 /// What all boot.
@@ -110,17 +122,15 @@ impl Machines<'_> {
                 bail!("{error:#}; it said: {}", std::fs::read_to_string(&errors).unwrap_or_default().trim());
             }
         };
-        drop(running);
-        let to_guest = match kind {
+        let told = match kind {
             Kind::Qemu => None,
-            _ => {
-                let text = std::fs::read_to_string(&events).context("cannot read umbra's events")?;
-                let time = booted(&text).context("umbra did not tell when its guest started")?;
-                std::fs::remove_file(&events).context("cannot remove umbra's events")?;
-                Some(time)
-            }
+            _ => Some(ask(&running.0, &events)?),
         };
-        Ok(Boot { to_init, to_guest })
+        drop(running);
+        if told.is_some() {
+            std::fs::remove_file(&events).context("cannot remove umbra's events")?;
+        }
+        Ok(Boot { to_init, told })
     }
 
     fn umbra(&self, kind: Kind, kernel: &Path, events: &Path) -> Command {
@@ -167,13 +177,39 @@ fn wait_for_init(output: ChildStdout) -> Result<Instant> {
     }
 }
 
-/// When the guest started, by umbra's events.
-fn booted(events: &str) -> Option<Duration> {
-    let events = serde_json::Deserializer::from_str(events).into_iter::<Value>();
+/// Asks umbra how far it came, which it tells in its events.
+fn ask(umbra: &Child, events: &Path) -> Result<Told> {
+    kill_process(Pid::from_child(umbra), Signal::USR1).context("cannot ask umbra for statistics")?;
+    let deadline = Instant::now() + ANSWER;
+    loop {
+        let text = std::fs::read_to_string(events).context("cannot read umbra's events")?;
+        if let Some(told) = told(&text) {
+            return Ok(told);
+        }
+        ensure!(Instant::now() < deadline, "umbra did not tell when its guest started, and how long conversions took");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// What stands in umbra's events, once all of it does.
+fn told(events: &str) -> Option<Told> {
+    let (mut to_guest, mut converting) = (None, None);
     // The last one may be in the middle of being written.
-    let event = events.map_while(Result::ok).find(|event| event["source"] == "vm" && event["event"] == "booted")?;
-    let time = &event["timestamp"];
-    Some(Duration::new(time["secs"].as_u64()?, u32::try_from(time["nanos"].as_u64()?).ok()?))
+    for event in serde_json::Deserializer::from_str(events).into_iter::<Value>().map_while(Result::ok) {
+        match (event["source"].as_str()?, event["event"].as_str()?) {
+            ("vm", "booted") => {
+                let time = &event["timestamp"];
+                let nanoseconds = u32::try_from(time["nanos"].as_u64()?).ok()?;
+                to_guest = Some(Duration::new(time["secs"].as_u64()?, nanoseconds));
+            }
+            ("memory", "stats") => {
+                let nanoseconds = event["properties"]["conversion_latency"]["sum_ns"].as_u64()?;
+                converting = Some(Duration::from_nanos(nanoseconds));
+            }
+            _ => {}
+        }
+    }
+    Some(Told { to_guest: to_guest?, converting: converting? })
 }
 
 #[cfg(test)]
@@ -181,14 +217,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_start_of_the_guest_is_among_the_events() {
-        let events = r#"{"timestamp": {"secs": 0, "nanos": 7}, "source": "vm", "event": "other", "properties": null}
-
-{"timestamp": {"secs": 1, "nanos": 500}, "source": "vm", "event": "booted", "properties": null}
-
-{"timestamp": {"#;
-        assert_eq!(booted(events), Some(Duration::new(1, 500)));
-        assert_eq!(booted(""), None);
+    fn events_tell_when_the_guest_started_and_how_long_it_converted() {
+        let booted =
+            r#"{"timestamp": {"secs": 1, "nanos": 500}, "source": "vm", "event": "booted", "properties": null}"#;
+        let stats = r#"{"timestamp": {"secs": 3, "nanos": 0}, "source": "memory", "event": "stats",
+            "properties": {"conversion_latency": {"counts": [1], "sum_ns": 42}}}"#;
+        let expected = Told { to_guest: Duration::new(1, 500), converting: Duration::from_nanos(42) };
+        assert_eq!(told(&format!("{booted}\n\n{stats}\n\n")), Some(expected));
+        assert_eq!(told(&format!("{booted}\n\n{}", &stats[..40])), None, "it is still being written");
+        assert_eq!(told(""), None);
     }
 
     #[test]

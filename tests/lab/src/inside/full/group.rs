@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// How often the memory is looked at.
@@ -35,6 +35,11 @@ impl Group {
         fs::write(root.join("cgroup.subtree_control"), "+memory").context(context)?;
         let folder = root.join(name);
         fs::create_dir(&folder).context(context)?;
+        let stat = fs::read_to_string(folder.join("memory.stat"));
+        if stat.ok().as_deref().and_then(guest_memory).is_none() {
+            let _ = fs::remove_dir(&folder); // the error below matters more
+            bail!("{context}: {ROOT} is not the second version of control groups");
+        }
         let mut group = Self { folder, over: Arc::default(), peak: Arc::default(), watcher: None };
         let (file, over, peak) = (group.folder.join("memory.stat"), Arc::clone(&group.over), Arc::clone(&group.peak));
         group.watcher = Some(std::thread::spawn(move || {
