@@ -115,6 +115,16 @@ impl Ssh {
     }
 }
 
+impl Drop for Ssh {
+    /// Ends the process that keeps the connection.
+    fn drop(&mut self) {
+        let mut command = Command::new("ssh");
+        command.args(&self.options).args(["-O", "exit"]).arg(format!("root@{GUEST}"));
+        // Without a connection there is nothing to end.
+        let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+}
+
 /// What the guest's login shell is told: bash reads the script from its input.
 fn invocation(arguments: &[&str]) -> Result<String> {
     let plain = |word: &&str| word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/.-_".contains(&byte));

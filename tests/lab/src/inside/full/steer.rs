@@ -20,9 +20,14 @@ const DISK_BYTES: u64 = 64 << 20;
 const WRITTEN_MIB: u64 = 32;
 /// Where the guest sees it: the first one is vda.
 const DEVICE: &str = "/dev/vdb";
-/// How long a paused machine is watched, after what was on its way has arrived.
-const SETTLE: Duration = Duration::from_millis(500);
-const WATCH: Duration = Duration::from_secs(1);
+/// How long nothing has to arrive from a paused machine.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// What the machine says of itself.
+#[derive(Debug, Deserialize)]
+struct Info {
+    state: String,
+}
 
 /// A run of the memory map.
 #[derive(Debug, Deserialize)]
@@ -59,17 +64,37 @@ pub fn pause_and_resume(vm: &Vm<'_>, traffic: &AtomicU64, full: &mut Full) -> Re
         let start = Instant::now();
         vm.api.put("vm.pause", None::<&()>)?;
         full.pause_ms = milliseconds(start.elapsed());
-        std::thread::sleep(SETTLE); // what was in the host's queues arrives
-        let before = traffic.load(Ordering::Relaxed);
-        std::thread::sleep(WATCH);
+        expect_state(vm, "Paused")?;
+        let before = wait_for_silence(traffic)?;
+        std::thread::sleep(QUIET);
         let moved = traffic.load(Ordering::Relaxed) - before;
         let start = Instant::now();
         vm.api.put("vm.resume", None::<&()>)?;
         full.resume_ms = milliseconds(start.elapsed());
+        expect_state(vm, "Running")?;
         ensure!(moved == 0, "the paused guest sent {moved} bytes");
         wait_above(traffic, before, STEP).context("after resuming")?;
         Ok(())
     })
+}
+
+fn expect_state(vm: &Vm<'_>, state: &str) -> Result<()> {
+    let info: Info = vm.api.get("vm.info")?;
+    ensure!(info.state == state, "the machine says that it is {}, not {state}", info.state);
+    Ok(())
+}
+
+/// Waits until what was on its way through the host's queues has arrived; returns the count then.
+fn wait_for_silence(traffic: &AtomicU64) -> Result<u64> {
+    let deadline = Instant::now() + STEP;
+    loop {
+        let before = traffic.load(Ordering::Relaxed);
+        std::thread::sleep(QUIET);
+        if traffic.load(Ordering::Relaxed) == before {
+            return Ok(before);
+        }
+        ensure!(Instant::now() < deadline, "the paused guest goes on sending");
+    }
 }
 
 /// Converts the reserved window to shared and back.
