@@ -138,6 +138,11 @@ impl<'file> KernelImage<'file> {
         })
     }
 
+    /// The ELF file, whole: the kernel file itself, or what its payload decompressed to.
+    pub fn elf(&self) -> &[u8] {
+        &self.elf
+    }
+
     /// The guest physical address of the 64-bit entry, inside the executable data of a segment.
     pub fn entry(&self) -> u64 {
         self.vmlinux.entry

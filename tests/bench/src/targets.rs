@@ -15,6 +15,10 @@ pub fn target(key: &str) -> Option<f64> {
         ["conversion", "2M" | "64M", "to_shared", "visible_ratio"] => 0.6,
         ["conversion", "1G", _, "visible_ratio"] => 1.05,
         ["conversion", _, _, "sustained_ratio" | "cpu_ratio"] => 1.15,
+        ["boot", "none", "qemu_ratio"] => 1.0,
+        ["boot", "software", "none_ratio"] => 1.35,
+        ["footprint", "vmm_bytes"] => (8u64 << 20) as f64,
+        ["footprint", "host_memory_ratio"] => 1.03,
         _ => return None,
     })
 }
@@ -28,6 +32,9 @@ mod tests {
         assert_eq!(target("access.read.8.held_ratio"), Some(0.6));
         assert_eq!(target("conversion.64M.to_shared.visible_ratio"), Some(0.6));
         assert_eq!(target("conversion.1G.to_shared.cpu_ratio"), Some(1.15));
+        assert_eq!(target("boot.software.none_ratio"), Some(1.35));
+        assert_eq!(target("boot.software.load_share"), None);
+        assert_eq!(target("footprint.vmm_bytes"), Some(8_388_608.0));
         assert_eq!(target("map.0.lookup_ns"), None);
         assert_eq!(target("map.1000.bytes"), None);
         assert_eq!(target("conversion.round_trip.empty_ns"), None);

@@ -45,7 +45,8 @@ impl Cache {
         Self::at(root)
     }
 
-    fn at(root: PathBuf) -> Result<Self> {
+    /// The cache in this folder, created if need be.
+    pub fn at(root: PathBuf) -> Result<Self> {
         fs::create_dir_all(&root).with_context(|| {
             format!("cannot create the cache {}; set UMBRA_LAB_CACHE to another place", root.display())
         })?;

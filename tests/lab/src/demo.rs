@@ -6,6 +6,7 @@
 //! not the VMM looks for it in all that the VMM has mapped or open.
 
 pub mod figures;
+pub mod full;
 mod initramfs;
 mod umbra;
 
@@ -31,6 +32,10 @@ use crate::packages::{fetch_deb, newest_matching, resolve_meta};
 
 /// The kernel that is booted if none is named.
 const DEFAULT_KERNEL: &str = "linux-image-6.12*-cloud-amd64";
+/// How much RAM the guest has if nothing is said.
+const DEFAULT_MEMORY: &str = "512M";
+/// The same with `--full`.
+pub const DEFAULT_FULL_MEMORY: &str = "1G";
 /// How long a guest may run whose shell the user has.
 const INTERACTIVE_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
@@ -38,8 +43,11 @@ const INTERACTIVE_LIMIT: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Boot with isolation=software only, and get the guest's shell (`exit` powers the guest off)
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long, conflicts_with_all = ["json", "full"])]
     interactive: bool,
+    /// Boot a whole Debian system with disk and network, put it to work, and steer it through the API
+    #[arg(long)]
+    full: bool,
     /// Write the figures to this file, as JSON
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
@@ -47,9 +55,9 @@ pub struct Args {
     /// linux-image-6.12*-cloud-amd64]
     #[arg(long, value_name = "NAME")]
     kernel_package: Option<String>,
-    /// Size of the guest's RAM
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = memory_size)]
-    memory: String,
+    /// Size of the guest's RAM [default: 512M; with --full, 1G]
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    memory: Option<String>,
 }
 
 /// A size such as 512M, as umbra takes it; whether it is a possible size is for umbra to say.
@@ -67,27 +75,24 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
         bail!("--interactive gives the guest's shell to a terminal, and standard input is none");
     }
     let json = args.json.as_deref().map(JsonFile::prepare).transpose()?;
+    if args.full {
+        let memory = args.memory.as_deref().unwrap_or(DEFAULT_FULL_MEMORY);
+        return full::run(args.kernel_package.as_deref(), memory, json.as_ref(), options);
+    }
     let machine = Machine::prepare(options)?;
-    let cache = Cache::open()?;
-    let kernel = Kernel::fetch(args.kernel_package.as_deref(), options, &cache)?;
-    let busybox = fetch_busybox(options, &cache)?;
-    let umbra = umbra::build(options)?;
-
     let out = tempfile::tempdir().context("cannot make a temporary folder")?;
     let folder = out.path().to_owned();
     let _cleanup = on_interrupt(move || drop(fs::remove_dir_all(folder)));
-    let initramfs = out.path().join("initramfs");
-    fs::write(&initramfs, initramfs::build(&busybox))
-        .with_context(|| format!("cannot write {}", initramfs.display()))?;
+    let guest = Guest::prepare(args.kernel_package.as_deref(), options, out.path())?;
 
     let lab = std::env::current_exe().context("cannot find the lab's own program")?;
     let mut argv: Vec<OsString> = vec![lab.into(), "inside".into(), "demo".into()];
     let mut option = |name: &str, value: OsString| argv.extend([name.into(), value]);
-    option("--umbra", umbra.into());
-    option("--kernel", kernel.image.into());
-    option("--kernel-name", kernel.release.into());
-    option("--initramfs", initramfs.into());
-    option("--memory", args.memory.clone().into());
+    option("--umbra", guest.umbra.into());
+    option("--kernel", guest.kernel.into());
+    option("--kernel-name", guest.release.into());
+    option("--initramfs", guest.initramfs.into());
+    option("--memory", args.memory.as_deref().unwrap_or(DEFAULT_MEMORY).into());
     option("--folder", out.path().into());
     let (terminal, limit) = if args.interactive {
         argv.push("--interactive".into());
@@ -128,10 +133,38 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
     bail!("the demonstration failed: {}", shortcomings.join("; "))
 }
 
+/// The guest of the short demonstration: all that boots it.
+pub struct Guest {
+    /// The umbra program.
+    pub umbra: PathBuf,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its release.
+    pub release: String,
+    /// The initramfs.
+    pub initramfs: PathBuf,
+}
+
+impl Guest {
+    /// Makes it ready, with its initramfs in `out`.
+    pub fn prepare(kernel_package: Option<&str>, options: &Options, out: &Path) -> Result<Self> {
+        let cache = Cache::open()?;
+        let kernel = Kernel::fetch(kernel_package, options, &cache)?;
+        let busybox = fetch_busybox(options, &cache)?;
+        let umbra = umbra::build(options)?;
+        let initramfs = out.join("initramfs");
+        fs::write(&initramfs, initramfs::build(&busybox))
+            .with_context(|| format!("cannot write {}", initramfs.display()))?;
+        Ok(Self { umbra, kernel: kernel.image, release: kernel.release, initramfs })
+    }
+}
+
 /// The guest's kernel.
 struct Kernel {
     image: PathBuf,
     release: String,
+    /// Its package.
+    package: String,
 }
 
 impl Kernel {
@@ -141,11 +174,11 @@ impl Kernel {
             None => newest_matching(options, DEFAULT_KERNEL)?,
         };
         let unpacked = fetch_deb(options, cache, &package)?;
-        Self::find(&unpacked).with_context(|| format!("the package {package} is not a kernel to boot"))
+        Self::find(&unpacked, &package).with_context(|| format!("the package {package} is not a kernel to boot"))
     }
 
     /// The one kernel image in an unpacked package.
-    fn find(unpacked: &Path) -> Result<Self> {
+    fn find(unpacked: &Path, package: &str) -> Result<Self> {
         let boot = unpacked.join("boot");
         let mut images = Vec::new();
         if boot.is_dir() {
@@ -153,7 +186,7 @@ impl Kernel {
             for entry in fs::read_dir(&boot).with_context(context)? {
                 let entry = entry.with_context(context)?;
                 if let Some(release) = entry.file_name().to_str().and_then(|name| name.strip_prefix("vmlinuz-")) {
-                    images.push(Self { image: entry.path(), release: release.to_owned() });
+                    images.push(Self { image: entry.path(), release: release.to_owned(), package: package.to_owned() });
                 }
             }
         }
@@ -200,7 +233,7 @@ impl JsonFile {
         builder.tempfile_in(folder).with_context(|| format!("cannot write {}", self.0.display()))
     }
 
-    fn write(&self, summary: &figures::Summary) -> Result<()> {
+    fn write(&self, summary: &impl serde::Serialize) -> Result<()> {
         let context = || format!("cannot write {}", self.0.display());
         let mut text = serde_json::to_string_pretty(summary).with_context(context)?;
         text.push('\n');
@@ -229,16 +262,16 @@ mod tests {
     fn kernel_is_found_by_its_name() {
         let package = tempfile::tempdir().unwrap();
         let boot = package.path().join("boot");
-        assert!(Kernel::find(package.path()).is_err());
+        assert!(Kernel::find(package.path(), "linux-image").is_err());
         fs::create_dir(&boot).unwrap();
         fs::write(boot.join("System.map-6.12.1"), "").unwrap();
-        assert!(Kernel::find(package.path()).is_err());
+        assert!(Kernel::find(package.path(), "linux-image").is_err());
         fs::write(boot.join("vmlinuz-6.12.1+deb12-cloud-amd64"), "").unwrap();
-        let kernel = Kernel::find(package.path()).unwrap();
+        let kernel = Kernel::find(package.path(), "linux-image").unwrap();
         assert_eq!(kernel.release, "6.12.1+deb12-cloud-amd64");
         assert_eq!(kernel.image, boot.join("vmlinuz-6.12.1+deb12-cloud-amd64"));
         fs::write(boot.join("vmlinuz-6.12.2"), "").unwrap();
-        assert!(Kernel::find(package.path()).is_err());
+        assert!(Kernel::find(package.path(), "linux-image").is_err());
     }
 
     #[test]

@@ -3,7 +3,9 @@
 pub mod console;
 pub mod demo;
 pub mod events;
+pub mod full;
 pub mod guest;
+pub mod io;
 pub mod markers;
 pub mod search;
 pub mod smaps;
@@ -23,6 +25,10 @@ pub struct Args {
 enum Command {
     /// The part of `lab demo` that starts the virtual machines
     Demo(demo::Args),
+    /// The part of `lab demo --full` that starts the virtual machines
+    Full(full::Args),
+    /// The part of `lab bench io` that starts the virtual machines
+    Io(full::Args),
     /// Search a process for a guest's canary
     Search(search::Args),
 }
@@ -31,6 +37,8 @@ enum Command {
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
         Command::Demo(args) => demo::run(args),
+        Command::Full(args) => full::run(args),
+        Command::Io(args) => io::run(args),
         Command::Search(args) => search::run(args).map(|()| ExitCode::SUCCESS),
     }
 }

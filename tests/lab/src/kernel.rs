@@ -199,7 +199,7 @@ fn apply_patch(tree: &Path, log: &Path, source: &Source) -> Result<()> {
 }
 
 /// Runs a step, appends what it prints to the log, and reports each line. A failure shows the log's end.
-fn logged(command: &mut Command, log: &Path, mut each_line: impl FnMut(&str)) -> Result<()> {
+pub fn logged(command: &mut Command, log: &Path, mut each_line: impl FnMut(&str)) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let mut file = File::options()
         .append(true)

@@ -9,6 +9,7 @@ compile_error!("the lab runs on x86-64 Linux only");
 mod cache;
 mod commands;
 mod cpio;
+mod debian;
 mod demo;
 mod inside;
 mod interrupt;
@@ -45,6 +46,7 @@ struct Arguments {
 const EXAMPLES: &str = "\
 Examples:
   cargo lab demo                      boot Debian in unmappable memory and look for its secret
+  cargo lab demo --full               the same with a whole system, disks and network
   cargo lab test                      run all tests, those for real KVM inside
   cargo lab fuzz conversion_request   look for inputs that break it, for a minute
   cargo lab bench                     what the memory core costs, beside what others do without it

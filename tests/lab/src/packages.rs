@@ -15,11 +15,13 @@ use crate::process::start_in_foreground;
 
 mod apt;
 mod listing;
+mod mirror;
 
 use apt::Refreshed;
 pub use apt::{
     Candidate, candidate, download, fetch_deb, is_cached, last_candidate, newest_matching, resolve_meta, unpack,
 };
+pub use mirror::debian_mirror;
 
 /// A package that this machine needs installed.
 #[derive(Clone, Copy, Debug)]
@@ -138,14 +140,14 @@ fn plan(options: &Options, names: &mut Vec<String>) -> Result<Vec<String>> {
 
 /// The right to change this machine.
 #[derive(Debug)]
-struct Administrator {
+pub struct Administrator {
     sudo: bool,
     asked: bool,
 }
 
 impl Administrator {
     /// Root may; others need sudo and a yes. `reason` and `command` go into the question and the refusal.
-    fn obtain(options: &Options, reason: &str, command: &str) -> Result<Self> {
+    pub fn obtain(options: &Options, reason: &str, command: &str) -> Result<Self> {
         if rustix::process::geteuid().is_root() {
             return Ok(Self { sudo: false, asked: false });
         }
@@ -163,6 +165,18 @@ impl Administrator {
         std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
         ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "{reason}; nothing was changed");
         Ok(Self { sudo: true, asked: true })
+    }
+
+    /// `program` with that right. It asks nothing: what sudo asks, it asks here.
+    pub fn command(&self, program: &str) -> Result<Command> {
+        if !self.sudo {
+            return Ok(Command::new(program));
+        }
+        let asked = start_in_foreground(Command::new("sudo").arg("-v")).and_then(|mut child| child.wait());
+        ensure!(asked.context("cannot run sudo")?.success(), "sudo did not allow it");
+        let mut command = Command::new("sudo");
+        command.args(["-n", program]);
+        Ok(command)
     }
 
     /// Runs apt-get with the right to change this machine, and returns what it said on standard error. With --verbose,

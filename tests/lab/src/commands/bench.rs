@@ -1,7 +1,9 @@
 //! `cargo lab bench`: what the memory core costs, beside what others do without it.
 //!
-//! The package bench measures and prints. What needs no guest runs on this machine, conversions run inside.
+//! The package bench measures and prints. What needs no guest runs on this machine, conversions and boots run inside; the
+//! footprint is what the full demonstration measures.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -11,6 +13,7 @@ use clap::ValueEnum;
 use serde_json::{Map, Value};
 
 use super::test::build;
+use crate::demo;
 use crate::machine::{Emulation, Job, Machine, Terminal};
 use crate::options::Options;
 use crate::process::Family;
@@ -27,6 +30,7 @@ best. docs/performance.md explains all figures.
 Examples:
   cargo lab bench                      all of them, some minutes
   cargo lab bench access map           only what needs no nested host
+  cargo lab bench boot                 only boots, beside QEMU
   cargo lab bench --json figures.json  also write the medians, for programs")]
 pub struct Args {
     /// Which benchmarks [default: all]
@@ -46,58 +50,109 @@ enum Benchmark {
     Map,
     /// Conversions, inside
     Conversion,
+    /// Boots to init, inside, beside QEMU
+    Boot,
+    /// Throughput of the guest's disk and network, inside
+    Io,
+    /// Memory of the VMM and behind guest RAM, in the full demonstration
+    Footprint,
 }
 
 /// The package that measures, and its program.
 const PACKAGE: &str = "bench";
-/// How long conversions may take inside.
-const CONVERSION_LIMIT: Duration = Duration::from_secs(3600);
+/// How long benchmarks may take inside.
+const INSIDE_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Runs `lab bench`.
 pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
     let wanted = |benchmark| args.benchmarks.is_empty() || args.benchmarks.contains(&benchmark);
     // Made ready first: a failure here should not wait for the others.
-    let machine = wanted(Benchmark::Conversion).then(|| Machine::prepare(options)).transpose()?;
+    let inside = wanted(Benchmark::Conversion) || wanted(Benchmark::Boot);
+    let machine = inside.then(|| Machine::prepare(options)).transpose()?;
     let programs = build(workspace::cargo().args(["build", "--release", "-p", PACKAGE]).stdin(Stdio::null()))?;
     let program = programs.into_iter().find(|program| program.name == PACKAGE).context("cargo built no benchmarks")?;
     let out = workspace::default_out("bench");
     std::fs::create_dir_all(&out).with_context(|| format!("cannot create the output folder {}", out.display()))?;
+    let guest = wanted(Benchmark::Boot).then(|| demo::Guest::prepare(None, options, &out)).transpose()?;
+    let bench = Bench { program: program.path, out, options };
 
     let mut figures = Map::new();
-    let outside: Vec<&str> = [(Benchmark::Access, "access"), (Benchmark::Map, "map")]
+    let outside: Vec<OsString> = [(Benchmark::Access, "access"), (Benchmark::Map, "map")]
         .into_iter()
-        .filter_map(|(benchmark, name)| wanted(benchmark).then_some(name))
+        .filter_map(|(benchmark, name)| wanted(benchmark).then_some(name.into()))
         .collect();
     if !outside.is_empty() {
         println!("lab: benchmarks on this machine\n");
-        let record = new_record(&out, "outside.json")?;
-        let mut command = std::process::Command::new(&program.path);
-        command.args(outside).arg("--json").arg(&record).stdin(Stdio::null());
-        let status = Family::start(&mut command, Vec::new()).and_then(|mut family| family.wait());
-        let status = status.with_context(|| format!("cannot run {}", program.path.display()))?;
-        ensure!(status.success(), "the benchmarks on this machine failed: {status}");
-        merge(&mut figures, &record)?;
+        bench.run_here(outside, &mut figures)?;
     }
-    if let Some(machine) = machine {
-        println!("\nlab: benchmarks inside\n");
-        let record = new_record(&out, "inside.json")?;
-        let job = Job {
-            argv: vec![program.path.into(), "conversion".into(), "--json".into(), record.clone().into()],
-            env: Vec::new(),
-            out,
-            time_limit: options.time_limit(CONVERSION_LIMIT),
-            terminal: Terminal::Stream,
-            emulation: Emulation::Parallel,
-        };
-        let status = machine.run(&job)?;
-        ensure!(status == 0, "the benchmarks inside failed: exit status {status}");
-        merge(&mut figures, &record)?;
+    if let (Some(machine), true) = (&machine, wanted(Benchmark::Conversion)) {
+        println!("\nlab: conversions, inside\n");
+        bench.run_inside(machine, vec!["conversion".into()], &mut figures)?;
+    }
+    if let (Some(machine), Some(guest)) = (&machine, guest) {
+        println!("\nlab: boots, inside\n");
+        let mut arguments: Vec<OsString> = vec!["boot".into()];
+        for (name, path) in [("--umbra", guest.umbra), ("--kernel", guest.kernel), ("--initramfs", guest.initramfs)] {
+            arguments.extend([name.into(), path.into()]);
+        }
+        bench.run_inside(machine, arguments, &mut figures)?;
+    }
+    if wanted(Benchmark::Io) {
+        println!("\nlab: disk and network, inside\n");
+        let record = bench.out.join("io-times.json");
+        demo::full::record_io(&record, options)?;
+        bench.run_here(vec!["io".into(), "--times".into(), record.into()], &mut figures)?;
+    }
+    if wanted(Benchmark::Footprint) {
+        println!("\nlab: the full demonstration, for its footprint\n");
+        let record = bench.out.join("demo.json");
+        demo::full::record(&record, options)?;
+        bench.run_here(vec!["footprint".into(), "--demo".into(), record.into()], &mut figures)?;
     }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&Value::Object(figures))?;
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The program that measures, and where it leaves what it measured.
+struct Bench<'a> {
+    program: PathBuf,
+    out: PathBuf,
+    options: &'a Options,
+}
+
+impl Bench<'_> {
+    /// Runs it on this machine.
+    fn run_here(&self, arguments: Vec<OsString>, figures: &mut Map<String, Value>) -> Result<()> {
+        let record = new_record(&self.out, "outside.json")?;
+        let mut command = std::process::Command::new(&self.program);
+        command.args(arguments).arg("--json").arg(&record).stdin(Stdio::null());
+        let status = Family::start(&mut command, Vec::new()).and_then(|mut family| family.wait());
+        let status = status.with_context(|| format!("cannot run {}", self.program.display()))?;
+        ensure!(status.success(), "the benchmarks on this machine failed: {status}");
+        merge(figures, &record)
+    }
+
+    /// Runs it inside.
+    fn run_inside(&self, machine: &Machine, arguments: Vec<OsString>, figures: &mut Map<String, Value>) -> Result<()> {
+        let record = new_record(&self.out, "inside.json")?;
+        let mut argv: Vec<OsString> = vec![self.program.clone().into()];
+        argv.extend(arguments);
+        argv.extend(["--json".into(), record.clone().into()]);
+        let job = Job {
+            argv,
+            env: Vec::new(),
+            out: self.out.clone(),
+            time_limit: self.options.time_limit(INSIDE_LIMIT),
+            terminal: Terminal::Stream,
+            emulation: Emulation::Parallel,
+        };
+        let status = machine.run(&job)?;
+        ensure!(status == 0, "the benchmarks inside failed: exit status {status}");
+        merge(figures, &record)
+    }
 }
 
 /// The path of a record that is not there yet: what is read later is this run's.

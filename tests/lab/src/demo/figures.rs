@@ -171,11 +171,13 @@ impl fmt::Display for Outcome {
     }
 }
 
-fn mebibytes(bytes: u64) -> String {
+/// Bytes, for people.
+pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-fn seconds(milliseconds: u64) -> String {
+/// Milliseconds, for people.
+pub fn seconds(milliseconds: u64) -> String {
     format!("{}.{:02} s", milliseconds / 1000, milliseconds % 1000 / 10)
 }
 

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
@@ -155,7 +155,7 @@ impl Searcher {
     }
 
     /// Searches process `pid` for the canary made of `seed`.
-    fn search(&self, pid: u32, seed: &str, limit: Duration) -> Result<Findings> {
+    pub fn search(&self, pid: u32, seed: &str, limit: Duration) -> Result<Findings> {
         let [program, arguments @ ..] = self.0.as_slice() else { bail!("there is no search program") };
         let findings = tempfile::tempfile().context("cannot make a temporary file")?;
         let mut command = Command::new(program);
@@ -186,9 +186,10 @@ fn wait(family: &mut Family, limit: Duration) -> Result<Option<ExitStatus>> {
 }
 
 /// A running virtual machine.
-struct Guest {
+pub struct Guest {
     vmm: Family,
-    started: Instant,
+    /// When `umbra` was started.
+    pub started: Instant,
     keyboard: ChildStdin,
     console: Follower,
     errors: Follower,
@@ -197,28 +198,33 @@ struct Guest {
 
 impl Guest {
     fn start(plan: &Plan, isolation: Isolation, seed: &str) -> Result<Self> {
-        let events = EventFile::new(plan.folder.join(format!("events-{}", isolation.name())));
-        let mut command = plan.command(isolation, seed);
+        let events = plan.folder.join(format!("events-{}", isolation.name()));
+        Self::launch(plan.command(isolation, seed), events, plan.show_console)
+    }
+
+    /// Starts `umbra` by this command, with an event monitor at `events`.
+    pub fn launch(mut command: Command, events: PathBuf, show_console: bool) -> Result<Self> {
+        let events = EventFile::new(events);
         let mut monitor = OsString::from("path=");
         monitor.push(events.path());
         command.arg("--event-monitor").arg(monitor);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
         let mut vmm = Family::start(&mut command, Vec::new())
-            .with_context(|| format!("cannot start {}", plan.umbra.display()))?;
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let child = vmm.child();
         let keyboard = child.stdin.take().context("umbra has no standard input")?;
         let console = child.stdout.take().context("umbra has no standard output")?;
         let errors = child.stderr.take().context("umbra has no standard error")?;
-        let console = Follower::start(console, plan.show_console)?;
-        let errors = Follower::start(errors, plan.show_console)?;
+        let console = Follower::start(console, show_console)?;
+        let errors = Follower::start(errors, show_console)?;
         Ok(Self { vmm, started, keyboard, console, errors, events })
     }
 
     fn demonstrate(&mut self, seed: &str, limits: &Limits, searcher: &Searcher) -> Result<VmFigures> {
         let init = self.wait_for(markers::INIT, limits.boot)?;
         self.wait_for(markers::CANARY_IN_PLACE, limits.canary)?;
-        let pid = self.vmm.child().id();
+        let pid = self.pid();
         // The search makes the kernel map more of the VMM's memory: measure before it.
         let vmm_rss_bytes = smaps::own_memory(pid)?;
         let memory = self.statistics(limits.statistics)?;
@@ -228,8 +234,28 @@ impl Guest {
         Ok(VmFigures { memory, time_to_init_ms, vmm_rss_bytes, search })
     }
 
+    /// The number of the process.
+    pub fn pid(&mut self) -> u32 {
+        self.vmm.child().id()
+    }
+
+    /// The folder in which its events are.
+    pub fn folder(&self) -> &Path {
+        self.events.path().parent().unwrap_or(Path::new("."))
+    }
+
+    /// How `umbra` ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.vmm.try_wait().context("cannot wait for umbra")
+    }
+
+    /// Waits for `umbra` to end, at most for `limit`.
+    pub fn wait_for_end(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
+        wait(&mut self.vmm, limit)
+    }
+
     /// Waits until the guest says `marker`, the next one that it should say; returns when that was.
-    fn wait_for(&mut self, marker: &str, limit: Duration) -> Result<Instant> {
+    pub fn wait_for(&mut self, marker: &str, limit: Duration) -> Result<Instant> {
         match self.console.markers().recv_timeout(limit) {
             Ok(said) if said.text == marker => Ok(said.at),
             Ok(said) => bail!("the guest said {:?} instead of {marker:?}", said.text),
@@ -273,7 +299,7 @@ impl Guest {
     }
 
     /// Ends umbra, and returns the end of what the guest and it said, for an error message.
-    fn last_words(mut self, all_shown: bool) -> String {
+    pub fn last_words(mut self, all_shown: bool) -> String {
         self.vmm.kill();
         if all_shown {
             return String::new();

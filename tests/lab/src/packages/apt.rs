@@ -171,7 +171,7 @@ pub(super) fn refresh(options: &Options) -> Result<Option<Refreshed>> {
 }
 
 /// Looks for something, and again with new lists.
-fn find_or_refresh<T>(options: &Options, what: &str, find: impl Fn() -> Result<Option<T>>) -> Result<T> {
+pub(super) fn find_or_refresh<T>(options: &Options, what: &str, find: impl Fn() -> Result<Option<T>>) -> Result<T> {
     require_apt()?;
     if let Some(found) = find()? {
         return Ok(found);

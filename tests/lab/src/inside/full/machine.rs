@@ -1,0 +1,145 @@
+//! A virtual machine of the full demonstration: umbra with all its devices, its API, and the way to log in to its guest.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use super::api::Api;
+use super::group::Group;
+use super::network::{MAC, TAP};
+use super::ssh::Ssh;
+use super::{Args, STEP, disk, step};
+use crate::inside::guest::{Guest, Isolation};
+use crate::inside::markers;
+
+/// The window of memory that the guest does not use, for conversions by the operator.
+pub const WINDOW: u64 = 16 << 20;
+/// The guest's address on vsock.
+const CID: u32 = 3;
+
+/// A running machine.
+pub struct Vm<'a> {
+    /// The umbra process.
+    pub guest: Guest,
+    /// Its control group.
+    pub group: Group,
+    /// Its API.
+    pub api: Api,
+    /// The way in.
+    pub ssh: Ssh,
+    /// What its canary is made of.
+    pub seed: String,
+    umbra: &'a Path,
+    socket: PathBuf,
+    // Sockets and disks. Gone last.
+    folder: TempDir,
+}
+
+impl<'a> Vm<'a> {
+    /// Starts umbra.
+    pub fn start(args: &'a Args, isolation: Isolation, seed: String) -> Result<Self> {
+        // Paths of sockets must be short.
+        let folder = tempfile::Builder::new().prefix("demo-").tempdir().context("cannot make a temporary folder")?;
+        let root = folder.path().join("disk");
+        step("copied the disk", || disk::copy(&args.image, &root))?;
+        let socket = folder.path().join("api");
+        let mut command = Command::new(&args.plan.umbra);
+        command.arg("run").arg("--api-socket").arg(&socket);
+        command.arg("--kernel").arg(&args.plan.kernel).arg("--initramfs").arg(&args.plan.initramfs);
+        command.arg("--cmdline").arg(command_line(&seed, args.plan.show_console));
+        command.arg("--memory").arg(memory(&args.plan.memory, isolation));
+        command.arg("--platform").arg(format!("isolation={}", isolation.name()));
+        command.args(["--cpus", "boot=2", "--serial", "tty"]);
+        command.arg("--disk").arg(with_path("path=", &root));
+        command.arg("--net").arg(format!("tap={TAP},mac={MAC}"));
+        command.arg("--vsock").arg(with_path(&format!("cid={CID},socket="), &folder.path().join("vsock")));
+        let group = Group::create(&format!("umbra-demo-{}", isolation.name()))?;
+        let events = args.plan.folder.join(format!("events-{}", isolation.name()));
+        let guest = group.within(|| Guest::launch(command, events, args.plan.show_console))?;
+        Ok(Self {
+            guest,
+            group,
+            api: Api::new(&socket),
+            ssh: Ssh::new(&args.key, &args.known_hosts, folder.path()),
+            seed,
+            umbra: &args.plan.umbra,
+            socket,
+            folder,
+        })
+    }
+
+    /// Waits for the guest to let us in; returns how long that took from the start.
+    pub fn log_in(&mut self) -> Result<Duration> {
+        let Self { guest, ssh, .. } = self;
+        step("logged in over ssh", || {
+            ssh.log_in(STEP, || match guest.ended()? {
+                Some(status) => bail!("umbra ended ({status})"),
+                None => Ok(()),
+            })
+        })?;
+        Ok(self.guest.started.elapsed())
+    }
+
+    /// Runs `umbra ctl`, and returns what it says.
+    pub fn ctl(&self, arguments: &[OsString]) -> Result<String> {
+        let mut command = Command::new(self.umbra);
+        command.arg("ctl").arg("--socket").arg(&self.socket).args(arguments).stdin(Stdio::null());
+        let output = command.output().with_context(|| format!("cannot run {}", self.umbra.display()))?;
+        let words = arguments.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "umbra ctl {words} failed ({}): {}", output.status, said.trim());
+        String::from_utf8(output.stdout).context("what umbra ctl says is not text")
+    }
+
+    /// A new disk of zeros for the machine; its path.
+    pub fn new_disk(&self, bytes: u64) -> Result<PathBuf> {
+        let path = self.folder.path().join("disk2");
+        disk::create(&path, bytes)?;
+        Ok(path)
+    }
+
+    /// Ends umbra, and returns the end of what the guest and it said, for an error message.
+    pub fn last_words(self, all_shown: bool) -> String {
+        self.guest.last_words(all_shown)
+    }
+}
+
+fn command_line(seed: &str, verbose: bool) -> String {
+    let quiet = if verbose { "systemd.show_status=1" } else { "quiet" };
+    format!("console=ttyS0 {quiet} net.ifnames=0 panic=-1 {}{seed}", markers::SEED_PARAMETER)
+}
+
+/// Only memory that is unmappable has a window to convert.
+fn memory(size: &str, isolation: Isolation) -> String {
+    match isolation {
+        Isolation::Software => format!("size={size},unmappable=on,window={}M", WINDOW >> 20),
+        Isolation::None => format!("size={size},unmappable=off"),
+    }
+}
+
+/// `key=PATH`
+pub fn with_path(keys: &str, path: &Path) -> OsString {
+    let mut text = OsString::from(keys);
+    text.push(path);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_memory_is_unmappable_or_none_is() {
+        assert_eq!(memory("1G", Isolation::Software), "size=1G,unmappable=on,window=16M");
+        assert_eq!(memory("1G", Isolation::None), "size=1G,unmappable=off");
+    }
+
+    #[test]
+    fn the_guest_is_told_its_seed() {
+        assert!(command_line("abc", false).ends_with("panic=-1 umbra.seed=abc"));
+    }
+}
