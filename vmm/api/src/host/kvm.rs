@@ -19,7 +19,7 @@ pub struct KvmHost(Box<dyn Hypervisor + Send + Sync>);
 
 impl KvmHost {
     /// Builds them on this one.
-    pub fn new(hypervisor: impl Hypervisor + Send + Sync + 'static) -> Self {
+    pub fn new(hypervisor: impl Hypervisor + 'static) -> Self {
         Self(Box::new(hypervisor))
     }
 }
