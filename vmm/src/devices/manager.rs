@@ -1,6 +1,6 @@
 //! The devices on the machine's PCI bus: those that it starts with, and those that come and go while it runs.
 //!
-//! A device that comes while the guest runs is put into a free slot, and the guest is told ([`events`]). One that is to go
+//! A device that comes while the guest runs is put into a free slot, and the guest is told (`events`). One that is to go
 //! stays, and works, until the guest has let go of it: only then the slot is free, and all that the device had is given back
 //! (threads, descriptors, interrupt lines). A guest that never lets go keeps its device; asked again, it is told again. What
 //! a guest lets go of that nobody asked for stays where it is.
