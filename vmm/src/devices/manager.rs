@@ -101,12 +101,14 @@ impl DeviceManager {
         Ok(())
     }
 
-    /// Adds the console that a machine starts with.
+    /// Adds the console that a machine starts with, and returns where its input is put.
     ///
     /// # Errors
     /// As [`DeviceManager::add`].
-    pub fn add_console(&self, output: Box<dyn Write + Send>, input: Arc<ConsoleInput>) -> Result<()> {
-        self.insert(Wanted::console(output, input)).map(|_| ())
+    pub fn add_console(&self, output: Box<dyn Write + Send>) -> Result<Arc<ConsoleInput>> {
+        let input = ConsoleInput::new()?;
+        self.insert(Wanted::console(output, input.clone()))?;
+        Ok(input)
     }
 
     /// Adds the balloon that a machine starts with, which gives back `pages`. A machine has at most one.
