@@ -1,4 +1,4 @@
-//! The operator's side of the serial console: standard input and output, a file, or nothing.
+//! The operator's side of the serial port and the virtio console: standard input and output, a file, or nothing.
 //!
 //! On a terminal, input is raw while the machine runs: every key goes to the guest. Ctrl-A x ends the machine, whether the
 //! guest reads or not, and Ctrl-A Ctrl-A sends one Ctrl-A. The terminal gets back its settings when the [`RawTerminal`] is
@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{self, OptionalActions, Termios};
 
-use crate::config::SerialConfig;
+use crate::config::{ConsoleConfig, SerialConfig};
 use crate::devices::Devices;
 use crate::machine::Control;
 use crate::{Error, Result, Stop};
@@ -33,51 +33,82 @@ const OFFER_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 /// How much typed input waits for a guest that doesn't read, in bytes; more is lost. Only a terminal's: a pipe waits.
 const MAX_PENDING: usize = 64 << 10;
 
-/// Where the serial port writes to, opened once and kept over resets.
+/// Where the serial port and the virtio console write to, each opened once and kept over resets.
 pub struct Output {
     config: SerialConfig,
-    opened: OnceLock<Option<Arc<OwnedFd>>>,
+    serial: Opened,
+    console: Opened,
 }
 
+/// What an output was opened as; `None` for nowhere.
+type Opened = OnceLock<Option<Arc<OwnedFd>>>;
+
 impl Output {
-    /// Opens nothing yet.
+    /// Opens nothing yet. `config` is the serial port's; the console's comes with the machine.
     pub fn new(config: SerialConfig) -> Self {
-        Self { config, opened: OnceLock::new() }
+        Self { config, serial: Opened::new(), console: Opened::new() }
     }
 
-    /// A writer for one machine, which waits no longer than it lives and runs.
+    /// The serial port's writer for one machine, which waits no longer than it lives and runs.
     ///
     /// # Errors
     /// A file that can't be created.
     pub(crate) fn writer(&self, control: Arc<Control>) -> Result<Box<dyn Write + Send>> {
-        let opened = match self.opened.get() {
-            Some(opened) => opened.clone(),
-            None => {
-                let opened = self.open()?;
-                self.opened.get_or_init(|| opened).clone()
-            }
-        };
-        Ok(match opened {
-            Some(file) => Box::new(Patient { file, control, kept: Vec::new() }),
-            None => Box::new(io::sink()),
-        })
+        writer(&self.serial, &self.config, "serial output", control)
     }
 
-    fn open(&self) -> Result<Option<Arc<OwnedFd>>> {
-        let file = match &self.config {
-            SerialConfig::Tty => {
-                let stdout = io::stdout().as_fd().try_clone_to_owned();
-                stdout.map_err(Error::system("keep standard output"))?
-            }
-            SerialConfig::File(path) => {
-                let failed =
-                    |source| Error::File { operation: "create", role: "serial output", path: path.clone(), source };
-                File::create(path).map_err(failed)?.into()
-            }
-            SerialConfig::Null => return Ok(None),
+    /// The same for the virtio console, if there is one.
+    ///
+    /// # Errors
+    /// A file that can't be created.
+    pub(crate) fn console_writer(
+        &self,
+        config: &ConsoleConfig,
+        control: Arc<Control>,
+    ) -> Result<Option<Box<dyn Write + Send>>> {
+        let place = match config {
+            ConsoleConfig::Off => return Ok(None),
+            ConsoleConfig::Tty => SerialConfig::Tty,
+            ConsoleConfig::File(path) => SerialConfig::File(path.clone()),
+            ConsoleConfig::Null => SerialConfig::Null,
         };
-        Ok(Some(Arc::new(file)))
+        writer(&self.console, &place, "console output", control).map(Some)
     }
+}
+
+/// A writer to what was opened, or is now.
+fn writer(
+    opened: &Opened,
+    place: &SerialConfig,
+    role: &'static str,
+    control: Arc<Control>,
+) -> Result<Box<dyn Write + Send>> {
+    let file = match opened.get() {
+        Some(file) => file.clone(),
+        None => {
+            let file = open(place, role)?;
+            opened.get_or_init(|| file).clone()
+        }
+    };
+    Ok(match file {
+        Some(file) => Box::new(Patient { file, control, kept: Vec::new() }),
+        None => Box::new(io::sink()),
+    })
+}
+
+fn open(place: &SerialConfig, role: &'static str) -> Result<Option<Arc<OwnedFd>>> {
+    let file = match place {
+        SerialConfig::Tty => {
+            let stdout = io::stdout().as_fd().try_clone_to_owned();
+            stdout.map_err(Error::system("keep standard output"))?
+        }
+        SerialConfig::File(path) => {
+            let failed = |source| Error::File { operation: "create", role, path: path.clone(), source };
+            File::create(path).map_err(failed)?.into()
+        }
+        SerialConfig::Null => return Ok(None),
+    };
+    Ok(Some(Arc::new(file)))
 }
 
 /// A writer that waits until its file takes something, but not longer than the machine lives and runs.
@@ -197,7 +228,7 @@ pub(crate) fn carry_input(devices: &Devices, control: &Control, escapes: bool) {
         }
         pending.truncate(MAX_PENDING);
         let waits = pending.is_empty() || control.is_paused();
-        let taken = if waits { 0 } else { devices.serial.input(pending.make_contiguous()) };
+        let taken = if waits { 0 } else { devices.input(pending.make_contiguous()) };
         pending.drain(..taken);
     }
 }

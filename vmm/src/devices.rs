@@ -28,11 +28,14 @@ use cmos::{CMOS_PORT, CMOS_PORTS, Cmos};
 use manager::DeviceManager;
 use power::PowerRequest;
 use serial::SerialDevice;
+use virtio::console::ConsoleInput;
 
 /// All devices of a machine.
 pub struct Devices {
     /// The serial port.
     pub serial: SerialDevice,
+    /// Where the virtio console takes its input from, if there is one.
+    pub console: Option<Arc<ConsoleInput>>,
     /// The clock.
     pub cmos: Cmos,
     /// The devices on the PCI bus.
@@ -40,6 +43,15 @@ pub struct Devices {
 }
 
 impl Devices {
+    /// Gives the guest as many of these bytes of standard input as it has room for, and says how many those are: by its
+    /// virtio console, and by its serial port if it has none.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        match &self.console {
+            Some(console) => console.input(bytes),
+            None => self.serial.input(bytes),
+        }
+    }
+
     /// The guest reads a port. `data` holds all ones.
     pub fn read(&self, port: u16, data: &mut [u8]) {
         match port {

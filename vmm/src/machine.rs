@@ -29,7 +29,7 @@ use std::thread::JoinHandle;
 use arch::x86_64::Isolation;
 use hypervisor::{Hypervisor, Vcpu, Vm};
 
-use crate::config::{SerialConfig, VmConfig};
+use crate::config::VmConfig;
 use crate::console::{self, Output, RawTerminal};
 use crate::devices::Devices;
 use crate::events::EventMonitor;
@@ -61,7 +61,8 @@ pub struct Machine {
     ram: Arc<GuestRam>,
     devices: Arc<Devices>,
     control: Arc<Control>,
-    serial: SerialConfig,
+    /// Whether standard input goes to the guest.
+    terminal: bool,
     vm: Arc<dyn Vm>,
 }
 
@@ -90,10 +91,8 @@ impl Machine {
     /// A vCPU that can't go on.
     pub fn run(self, events: &EventMonitor, started: impl FnOnce(MachineHandle)) -> Result<Stop> {
         let Self { vcpus, ram, devices, control, vm, .. } = self;
-        let terminal = match self.serial {
-            SerialConfig::Tty => Some(RawTerminal::enter().map_err(Error::system("make the terminal raw"))?),
-            _ => None,
-        };
+        let enter = || RawTerminal::enter().map_err(Error::system("make the terminal raw"));
+        let terminal = self.terminal.then(enter).transpose()?;
         signal::handle()?;
         let parked = (0..).zip(&vcpus).filter(|(_, (_, phase))| matches!(phase, Phase::Parked { .. }));
         let starts = Arc::new(Starts::new(parked.map(|(id, _)| id).collect()));

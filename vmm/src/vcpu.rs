@@ -398,7 +398,7 @@ mod tests {
         let output = Output::new(SerialConfig::Null).writer(control.clone()).unwrap();
         let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
         let manager = DeviceManager::new(vm, ram.devices().clone(), true).unwrap();
-        let devices = Arc::new(Devices { serial, cmos: Cmos::new(), manager });
+        let devices = Arc::new(Devices { serial, console: None, cmos: Cmos::new(), manager });
         VcpuContext { id: 0, ram, devices, control, starts: Arc::new(Starts::new(Vec::new())), phase: Phase::Running }
     }
 

@@ -1,4 +1,4 @@
-//! ACPI tables of the machine: processors, interrupt controllers, power-off and reset, and what [`dsdt`] describes.
+//! ACPI tables of the machine: processors, interrupt controllers, power-off and reset, and what the `dsdt` describes.
 //!
 //! The machine is "hardware-reduced" (ACPI 6.5, 4.1): no legacy timer block, no SCI; sleep and reset are byte-wide
 //! ports. Tables lie in the area from [`ACPI_START`], RSDP first, each at the next 16-byte border.

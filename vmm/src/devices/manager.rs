@@ -1,6 +1,6 @@
 //! The devices on the machine's PCI bus: those that it starts with, and those that come and go while it runs.
 //!
-//! A device that comes while the guest runs is put into a free slot, and the guest is told ([`events`]). One that is to go
+//! A device that comes while the guest runs is put into a free slot, and the guest is told (`events`). One that is to go
 //! stays, and works, until the guest has let go of it: only then the slot is free, and all that the device had is given back
 //! (threads, descriptors, interrupt lines). A guest that never lets go keeps its device; asked again, it is told again. What
 //! a guest lets go of that nobody asked for stays where it is.
@@ -101,12 +101,14 @@ impl DeviceManager {
         Ok(())
     }
 
-    /// Adds the console that a machine starts with.
+    /// Adds the console that a machine starts with, and returns where its input is put.
     ///
     /// # Errors
     /// As [`DeviceManager::add`].
-    pub fn add_console(&self, output: Box<dyn Write + Send>, input: Arc<ConsoleInput>) -> Result<()> {
-        self.insert(Wanted::console(output, input)).map(|_| ())
+    pub fn add_console(&self, output: Box<dyn Write + Send>) -> Result<Arc<ConsoleInput>> {
+        let input = ConsoleInput::new()?;
+        self.insert(Wanted::console(output, input.clone()))?;
+        Ok(input)
     }
 
     /// Adds the balloon that a machine starts with, which gives back `pages`. A machine has at most one.

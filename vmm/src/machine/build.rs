@@ -13,7 +13,7 @@ use hypervisor::{Hypervisor, Vcpu};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Control, Machine};
-use crate::config::VmConfig;
+use crate::config::{ConsoleConfig, SerialConfig, VmConfig};
 use crate::console::Output;
 use crate::devices::Devices;
 use crate::devices::cmos::Cmos;
@@ -39,6 +39,11 @@ pub(super) fn build(
         return Err(Error::NoProcessor);
     }
     let isolation = config.resolve_isolation(hypervisor.caps())?;
+    if (&config.serial, &config.console) == (&SerialConfig::Tty, &ConsoleConfig::Tty) {
+        return Err(Error::Contradiction(
+            "the serial port and the virtio console can't both have standard input and output: choose file or null for one",
+        ));
+    }
     let supported = hypervisor.supported_cpuid()?;
     let layout = MemoryLayout::new(isolation, config.memory.size, cpuid::address_bits(&supported))?
         .reserving(config.memory.window)?;
@@ -87,8 +92,12 @@ pub(super) fn build(
     }
     // Last, since it may create a file: whatever fails before leaves none behind.
     let serial = SerialDevice::new(line, output.writer(control.clone())?);
-    let devices = Devices { serial, cmos: Cmos::new(), manager };
-    Ok(Machine { isolation, vcpus, ram, devices: Arc::new(devices), control, serial: config.serial.clone(), vm })
+    let console = output.console_writer(&config.console, control.clone())?;
+    let console = console.map(|output| manager.add_console(output)).transpose()?;
+    let console = console.filter(|_| config.console == ConsoleConfig::Tty);
+    let devices = Devices { serial, console, cmos: Cmos::new(), manager };
+    let terminal = config.serial == SerialConfig::Tty || config.console == ConsoleConfig::Tty;
+    Ok(Machine { isolation, vcpus, ram, devices: Arc::new(devices), control, terminal, vm })
 }
 
 /// Reads a file of at most `limit` bytes. Devices and pipes may have no end, and files may be larger than memory.

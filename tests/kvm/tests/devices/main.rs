@@ -1,5 +1,6 @@
 //! Devices, as Debian's kernel finds and uses them.
 
+mod console;
 mod disk;
 mod entropy;
 mod power;
@@ -14,7 +15,7 @@ type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = [disk::TESTS, entropy::TESTS, power::TESTS]
+    let trials = [console::TESTS, disk::TESTS, entropy::TESTS, power::TESTS]
         .into_iter()
         .flatten()
         .map(|(name, test)| trial(name, *test))

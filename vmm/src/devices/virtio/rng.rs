@@ -23,7 +23,7 @@ use crate::{Error, Result};
 const ENTROPY: u32 = 4;
 const QUEUE_SIZE: u16 = 256;
 /// The most bytes that one request gets.
-const MAX_REQUEST: u32 = 64 << 10;
+pub const MAX_REQUEST: u32 = 64 << 10;
 
 /// The device.
 pub struct Rng {
