@@ -18,11 +18,11 @@ use super::{Built, Guest, Host, owned};
 use crate::types::{Counters, PciDeviceInfo};
 
 /// Builds machines on a hypervisor.
-pub struct KvmHost(Box<dyn Hypervisor + Send + Sync>);
+pub struct KvmHost(Box<dyn Hypervisor>);
 
 impl KvmHost {
     /// Builds them on this one.
-    pub fn new(hypervisor: impl Hypervisor + Send + Sync + 'static) -> Self {
+    pub fn new(hypervisor: impl Hypervisor + 'static) -> Self {
         Self(Box::new(hypervisor))
     }
 }
