@@ -2,6 +2,8 @@
 //! what is done with it. It is driven through the server, and it is complete: a field that the document has and the table has
 //! not fails the test, and so does one of the table that the document lacks.
 
+#![expect(clippy::unwrap_used, reason = "what helpers of a test can't do fails it")]
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
