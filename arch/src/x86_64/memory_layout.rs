@@ -99,7 +99,9 @@ pub enum LayoutError {
     #[error("a window of {0} bytes is not a whole number of {PAGE_SIZE}-byte pages")]
     WindowUnaligned(u64),
     /// A window that leaves too little to boot anything.
-    #[error("a window of {window} bytes leaves too little of {low} bytes of low RAM: it can have at most {limit} bytes")]
+    #[error(
+        "a window of {window} bytes leaves too little of {low} bytes of low RAM: it can have at most {limit} bytes"
+    )]
     WindowTooLarge {
         /// What was asked for, in bytes.
         window: u64,

@@ -2,7 +2,7 @@
 //! converting, so that what is mixed shows how much of each there is.
 //!
 //! Colours are Okabe and Ito's, which most people can tell apart; the window is outlined. It costs the same for any map: at
-//! most [`CELLS`] cells.
+//! most `CELLS` cells.
 
 mod raster;
 

@@ -6,6 +6,8 @@
 //! does not. `SCHEMATHESIS=required` makes that a failure. vm.events is left out, since its answer has no end; it has a test
 //! of its own.
 
+#![expect(clippy::unwrap_used, reason = "what helpers of a test can't do fails it")]
+
 use std::convert::Infallible;
 use std::io;
 use std::net::{TcpListener, TcpStream};

@@ -34,11 +34,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Boot a Linux kernel and run it until it powers off.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Tell what this host can do, and what it lacks for each isolation.
     Check(check::Args),
     /// Steer a machine through the socket that `umbra run --api-socket` serves.
-    Ctl(ctl::Args),
+    Ctl(Box<ctl::Args>),
     /// Write completions for a shell to standard output.
     Completions(generate::Completions),
     /// Write the manual pages to a folder.

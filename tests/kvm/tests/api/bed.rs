@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use umbra_api::client::{Client, ClientError};
 
 /// How long all of it may take.
-const LIFE: Duration = Duration::from_secs(240);
+const LIFE: Duration = Duration::from_secs(900);
 
 /// The process, and how to reach it.
 pub struct Bed {

@@ -18,12 +18,12 @@ pub const TESTS: &[Test] = &[
     ("a_socket_in_use_is_an_error", in_use),
 ];
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(300);
 
 fn run(socket: &std::path::Path, arguments: &[&str]) -> anyhow::Result<Finished> {
     let mut command = Command::new(kvm_tests::umbra::program()?);
     command.args(["ctl", "--socket"]).arg(socket).args(arguments).stdin(Stdio::null());
-    finish(&mut command, LIMIT)
+    finish(&mut command, LIMIT).with_context(|| format!("umbra ctl {arguments:?}"))
 }
 
 fn ctl() -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ use super::{Built, Guest, Host, owned};
 use crate::types::{Counters, PciDeviceInfo};
 
 /// Builds machines on a hypervisor.
-pub struct KvmHost(Box<dyn Hypervisor + Send + Sync>);
+pub struct KvmHost(Box<dyn Hypervisor>);
 
 impl KvmHost {
     /// Builds them on this one.
