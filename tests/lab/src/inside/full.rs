@@ -30,9 +30,9 @@ use machine::Vm;
 pub const FIGURES: &str = "figures.json";
 
 /// How long a step may take: a guest of an emulated host is slow.
-pub const STEP: Duration = Duration::from_secs(300);
+pub const STEP: Duration = Duration::from_secs(600);
 /// How long everything may take.
-pub const LIMIT: Duration = Duration::from_secs(45 * 60);
+pub const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Options of `lab inside full`.
 #[derive(Debug, clap::Args)]

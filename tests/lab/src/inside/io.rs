@@ -63,7 +63,7 @@ fn transfer(vm: &mut Vm<'_>) -> Result<Times> {
     let host = peer.serve(MIB << 20, ROUNDS);
     let (mib, rounds) = (MIB.to_string(), ROUNDS.to_string());
     let said = step("timed transfers", || {
-        vm.ssh.run(include_str!("full/guest/io.sh"), &[FILE, HOST, &port, &mib, &rounds], STEP * 3)
+        vm.ssh.run(include_str!("full/guest/io.sh"), &[FILE, HOST, &port, &mib, &rounds], STEP * 2)
     })?;
     host.join().map_err(|_| anyhow!("the host's end of the connection failed"))??;
     let times = read(&said)?;

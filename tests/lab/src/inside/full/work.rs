@@ -75,7 +75,7 @@ pub fn search_while_busy(
     let before = step("made disk and network busy", || wait_above(&traffic, 0, STEP))?;
     let pid = vm.guest.pid();
     let vmm_rss_bytes = smaps::own_memory(pid)?;
-    let search = step("searched the VMM for the canary", || searcher.search(pid, &vm.seed, STEP * 2))?;
+    let search = step("searched the VMM for the canary", || searcher.search(pid, &vm.seed, STEP))?;
     full.busy_bytes = traffic.load(Ordering::Relaxed).saturating_sub(before);
     ensure!(full.busy_bytes > 0, "the network stood still during the search");
     let memory: MemoryStats = vm.api.get("vm.memory-stats")?;
