@@ -177,9 +177,9 @@ fn wait_for_init(output: ChildStdout) -> Result<Instant> {
     }
 }
 
-/// Asks umbra how far it came, which it tells in its events.
+/// Ends umbra, which then tells in its events how far it came.
 fn ask(umbra: &Child, events: &Path) -> Result<Told> {
-    kill_process(Pid::from_child(umbra), Signal::USR1).context("cannot ask umbra for statistics")?;
+    kill_process(Pid::from_child(umbra), Signal::TERM).context("cannot end umbra")?;
     let deadline = Instant::now() + ANSWER;
     loop {
         let text = std::fs::read_to_string(events).context("cannot read umbra's events")?;
