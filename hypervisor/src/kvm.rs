@@ -5,6 +5,7 @@
 
 mod immediate_exit;
 mod injected;
+mod interrupts;
 mod pre_fault;
 mod probe;
 mod vcpu;

@@ -28,7 +28,7 @@ pub use caps::{Capability, MemoryCaps, VmType};
 pub use error::{AttributeError, Error, PreFaultError, Result};
 pub use exit::{Exit, MapGpaRange, MapGpaRangeReply, MemoryFault, MsrRead};
 pub use range::{GpaRange, PAGE_SIZE, PageState, RangeError};
-pub use traits::{Hypervisor, Interrupter, MsrFilter, Vcpu, Vm};
+pub use traits::{Hypervisor, INTERRUPT_PINS, Interrupter, MAX_GSI, MsiRoute, MsrFilter, Vcpu, Vm};
 
 /// The x86 register structures of the KVM ABI, which the traits use as they are.
 pub mod x86_64 {

@@ -9,7 +9,9 @@
 //! * attributes: taken without a region, kept when a region goes, and what each VM type takes;
 //! * accesses: which are private ([`VmType`]), which exit with a memory fault, which are MMIO, which fail without a word;
 //! * conversion requests and the answers that each VM type passes on; general protection faults; filtered MSRs;
-//! * populating memory ahead of the guest.
+//! * populating memory ahead of the guest;
+//! * interrupt lines, message routes and the addresses of events: what is wired, and what that takes. A guest's write to such
+//!   an address still leaves to the VMM.
 //!
 //! What it does not: instructions, registers (kept, without effect), CPUID, interrupts and timers, huge pages, and the
 //! launch of confidential guests but for [`ModelVm::finalise`]. The files behind its guest_memfds are ordinary memfds that
@@ -51,6 +53,7 @@ mod privateness;
 mod script;
 mod vcpu;
 mod vm;
+mod wires;
 
 #[cfg(test)]
 mod tests;

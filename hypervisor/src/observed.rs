@@ -1,11 +1,12 @@
 //! A VM that lets one look: at the backings of its regions, which their owner keeps to itself, and at its discards. For
 //! tests and benchmarks of whatever stands on a [`Vm`]; everything else passes through.
 
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{Backing, GpaRange, GuestMemfd, MsrFilter, PageState, Region, Result, SharedMemory, Vcpu, Vm};
+use crate::{Backing, GpaRange, GuestMemfd, MsiRoute, MsrFilter, PageState, Region, Result, SharedMemory, Vcpu, Vm};
 
 /// Told of a discard before it is made, on the thread that makes it: backing, offset and size in bytes.
 pub type DiscardObserver = dyn Fn(&Backing, u64, u64) + Send + Sync;
@@ -54,6 +55,22 @@ impl Vm for ObservedVm {
 
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
         self.vm.register_irqfd(event, gsi)
+    }
+
+    fn unregister_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
+        self.vm.unregister_irqfd(event, gsi)
+    }
+
+    fn set_msi_routes(&self, routes: &[MsiRoute]) -> Result<()> {
+        self.vm.set_msi_routes(routes)
+    }
+
+    fn register_ioeventfd(&self, event: BorrowedFd<'_>, gpa: u64) -> Result<()> {
+        self.vm.register_ioeventfd(event, gpa)
+    }
+
+    fn unregister_ioeventfd(&self, event: BorrowedFd<'_>, gpa: u64) -> Result<()> {
+        self.vm.unregister_ioeventfd(event, gpa)
     }
 
     fn exit_on_map_gpa_range(&self) -> Result<()> {

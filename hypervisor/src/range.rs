@@ -23,6 +23,7 @@ pub enum PageState {
 
 impl PageState {
     /// The other state.
+    #[inline]
     pub fn other(self) -> Self {
         match self {
             Self::Shared => Self::Private,
@@ -79,6 +80,7 @@ impl GpaRange {
     ///
     /// # Errors
     /// Whatever is empty, unaligned, or ends above 2^63.
+    #[inline]
     pub const fn new(start: u64, size: u64) -> Result<Self, RangeError> {
         if size == 0 {
             return Err(RangeError::Empty { start });
@@ -93,37 +95,44 @@ impl GpaRange {
     }
 
     /// First address.
+    #[inline]
     pub const fn start(self) -> u64 {
         self.start
     }
 
     /// Size in bytes; never zero.
     #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
+    #[inline]
     pub const fn len(self) -> u64 {
         self.size
     }
 
     /// First address behind the range.
+    #[inline]
     pub const fn end(self) -> u64 {
         self.start + self.size
     }
 
     /// Number of pages; never zero.
+    #[inline]
     pub const fn pages(self) -> u64 {
         self.size / PAGE_SIZE
     }
 
     /// Whether the range holds this address.
+    #[inline]
     pub const fn contains(self, address: u64) -> bool {
         address >= self.start && address < self.end()
     }
 
     /// Whether the range holds all of `other`.
+    #[inline]
     pub const fn covers(self, other: Self) -> bool {
         other.start >= self.start && other.end() <= self.end()
     }
 
     /// What this range and `other` have in common.
+    #[inline]
     pub fn intersection(self, other: Self) -> Option<Self> {
         let start = self.start.max(other.start);
         let end = self.end().min(other.end());
@@ -134,6 +143,7 @@ impl GpaRange {
     ///
     /// # Errors
     /// An unaligned offset, or an end above 2^63.
+    #[inline]
     pub fn offset_by(self, offset: u64) -> Result<Self, RangeError> {
         match self.start.checked_add(offset) {
             Some(start) => Self::new(start, self.size),
@@ -145,6 +155,7 @@ impl GpaRange {
     ///
     /// # Errors
     /// An address above 2^63.
+    #[inline]
     pub fn page_of(address: u64) -> Result<Self, RangeError> {
         Self::new(address & !(PAGE_SIZE - 1), PAGE_SIZE)
     }

@@ -3,6 +3,7 @@
 //! The rules that an implementation keeps and a VMM may lean on stand in the methods' docs; the contract tests in
 //! `tests/kvm` check them on real KVM.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -34,8 +35,32 @@ pub trait Vm: Send + Sync {
     /// Creates vCPU `id`.
     fn create_vcpu(&self, id: u8) -> Result<Box<dyn Vcpu>>;
 
-    /// Makes every write to `event` an edge on interrupt line `gsi`.
+    /// Makes every write to `event` an edge on interrupt line `gsi`: a pin below [`INTERRUPT_PINS`], or a line of
+    /// [`Vm::set_msi_routes`].
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()>;
+
+    /// Undoes [`Vm::register_irqfd`], if there is anything to undo. After it, writes to `event` interrupt nobody.
+    fn unregister_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()>;
+
+    /// Says which message each line above the pins sends, and replaces what was said before: lines that are not named send
+    /// nothing. The pins of the interrupt controllers keep their lines.
+    ///
+    /// # Errors
+    /// A line among the pins or beyond [`MAX_GSI`], and one that is named twice. Nothing has changed.
+    fn set_msi_routes(&self, routes: &[MsiRoute]) -> Result<()>;
+
+    /// Makes every write of the guest's at `gpa`, of whatever width and value, a write to `event`, and nothing else: it
+    /// doesn't leave [`Vcpu::run`].
+    ///
+    /// # Errors
+    /// An address that has an event already.
+    fn register_ioeventfd(&self, event: BorrowedFd<'_>, gpa: u64) -> Result<()>;
+
+    /// Undoes [`Vm::register_ioeventfd`]. After it, writes at `gpa` leave as [`Exit::MmioWrite`].
+    ///
+    /// # Errors
+    /// An address that hasn't this event.
+    fn unregister_ioeventfd(&self, event: BorrowedFd<'_>, gpa: u64) -> Result<()>;
 
     /// Sends the guest's conversion requests out as [`Exit::MapGpaRange`]. Without it they fail inside the hypervisor.
     fn exit_on_map_gpa_range(&self) -> Result<()>;
@@ -73,6 +98,30 @@ pub trait Vm: Send + Sync {
     fn discard(&self, backing: &Backing, offset: u64, size: u64) -> Result<()> {
         backing.discard(offset, size)
     }
+}
+
+/// How many pins the interrupt controllers of a PC have; lines from here on are for messages.
+pub const INTERRUPT_PINS: u32 = 24;
+
+/// The highest number that an interrupt line may have (Linux `KVM_MAX_IRQ_ROUTES` less one).
+pub const MAX_GSI: u32 = 4095;
+
+/// The message that an interrupt line sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsiRoute {
+    /// The line: [`INTERRUPT_PINS`] or higher.
+    pub gsi: u32,
+    /// Where a device would write it (PCI 3.0, 6.8.1).
+    pub address: u64,
+    /// What it would write there.
+    pub data: u32,
+}
+
+/// Checks the lines of routes; the error is KVM's number for it.
+pub(crate) fn check_routes(routes: &[MsiRoute]) -> std::result::Result<(), i32> {
+    let mut seen = std::collections::HashSet::with_capacity(routes.len());
+    let valid = |route: &MsiRoute| (INTERRUPT_PINS..=MAX_GSI).contains(&route.gsi) && seen.insert(route.gsi);
+    if routes.iter().all(valid) { Ok(()) } else { Err(libc::EINVAL) }
 }
 
 /// MSRs that leave to the VMM.

@@ -232,6 +232,8 @@ impl EscapeFilter {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn pass(escapes: bool, parts: &[&[u8]]) -> Option<Vec<u8>> {
@@ -249,5 +251,27 @@ mod tests {
         assert_eq!(pass(true, &[b"a\x01\x01b"]), Some(b"a\x01b".to_vec()));
         assert_eq!(pass(true, &[b"\x01", b"c"]), Some(b"\x01c".to_vec()));
         assert_eq!(pass(false, &[b"\x01x"]), Some(b"\x01x".to_vec()));
+    }
+
+    #[test]
+    fn what_a_pause_interrupts_is_written_later_and_in_order() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
+        while rustix::io::write(&writer, &[b'.'; 4096]).is_ok() {}
+        rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::empty()).unwrap();
+        let control = Arc::new(Control::new(Vec::new(), true));
+        let mut output = Patient { file: Arc::new(writer), control: control.clone(), kept: Vec::new() };
+        control.pause();
+        // Nobody reads, and neither waits.
+        assert_eq!((output.write(b"a").unwrap(), output.write(b"b").unwrap()), (1, 1));
+        control.resume();
+        let reading = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            File::from(reader).read_to_end(&mut all).unwrap();
+            all
+        });
+        assert_eq!(output.write(b"c").unwrap(), 1);
+        drop(output);
+        assert!(reading.join().unwrap().ends_with(b".abc"));
     }
 }

@@ -1,12 +1,29 @@
-//! Devices on I/O ports, and who answers which port.
+//! Devices, and who answers which port and which address without RAM.
 //!
-//! Ports that nobody has read as all ones and swallow writes, as on a PC.
+//! Ports and addresses that nobody has read as all ones and swallow writes, as on a PC.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`manager`] | the devices on the PCI bus, and how they come and go |
+//! | [`pci`] | the bus |
+//! | [`virtio`] | virtio devices, and their transport on the bus |
+//! | [`interrupts`] | message-signalled interrupts |
+//! | [`serial`], [`power`] | the serial port; power-off and reset |
 
+pub mod interrupts;
+pub mod manager;
+pub mod pci;
 pub mod power;
 pub mod serial;
 pub mod virtio;
 
-use arch::x86_64::map::{KEYBOARD_PORT, RESET_PORT, SERIAL_PORT, SERIAL_PORTS, SLEEP_CONTROL_PORT};
+use std::sync::Arc;
+
+use arch::x86_64::map::{
+    EVENT_PORT, EVENT_PORTS_END, KEYBOARD_PORT, PCI_ADDRESS_PORT, PCI_PORTS, RESET_PORT, SERIAL_PORT, SERIAL_PORTS,
+    SLEEP_CONTROL_PORT,
+};
+use manager::DeviceManager;
 use power::PowerRequest;
 use serial::SerialDevice;
 
@@ -14,23 +31,17 @@ use serial::SerialDevice;
 pub struct Devices {
     /// The serial port.
     pub serial: SerialDevice,
+    /// The devices on the PCI bus.
+    pub manager: Arc<DeviceManager>,
 }
 
 impl Devices {
-    /// Makes all devices that work by themselves stand still. The serial port works on vCPUs' threads only.
-    pub fn pause(&self) {
-        // MERGE: self.manager.pause()
-    }
-
-    /// Lets them go on.
-    pub fn resume(&self) {
-        // MERGE: self.manager.resume()
-    }
-
     /// The guest reads a port. `data` holds all ones.
     pub fn read(&self, port: u16, data: &mut [u8]) {
         match port {
             SERIAL_PORT..SERIAL_PORTS_END => data.fill_with(|| self.serial.read(port - SERIAL_PORT)),
+            PCI_ADDRESS_PORT..PCI_PORTS_END => self.manager.bus().read_port(port, data),
+            EVENT_PORT..EVENT_PORTS_END => self.manager.read_events(port, data),
             // The keyboard controller is never busy; the sleep status is "nothing happened".
             KEYBOARD_PORT | SLEEP_CONTROL_PORT..=RESET_PORT => data.fill(0),
             _ => {}
@@ -46,9 +57,28 @@ impl Devices {
                 }
                 None
             }
+            PCI_ADDRESS_PORT..PCI_PORTS_END => {
+                self.manager.bus().write_port(port, data);
+                None
+            }
+            EVENT_PORT..EVENT_PORTS_END => {
+                self.manager.write_events(port, data);
+                None
+            }
             _ => power::request(port, *data.first()?),
         }
+    }
+
+    /// The guest reads an address without RAM. `data` holds all ones.
+    pub fn read_memory(&self, gpa: u64, data: &mut [u8]) {
+        self.manager.bus().read_memory(gpa, data);
+    }
+
+    /// The guest writes an address without RAM.
+    pub fn write_memory(&self, gpa: u64, data: &[u8]) {
+        self.manager.bus().write_memory(gpa, data);
     }
 }
 
 const SERIAL_PORTS_END: u16 = SERIAL_PORT + SERIAL_PORTS;
+const PCI_PORTS_END: u16 = PCI_ADDRESS_PORT + PCI_PORTS;

@@ -99,6 +99,54 @@ pub enum Error {
     /// The machine has ended, or is about to.
     #[error("the machine has ended")]
     Ended,
+    /// A device has more queues than a driver could be told of.
+    #[error("device {id} has {queues} queues, and at most {most} are possible: give it fewer")]
+    TooManyQueues {
+        /// Its name.
+        id: String,
+        /// How many it has.
+        queues: usize,
+        /// The most that it may have.
+        most: usize,
+    },
+    /// A device's name is taken, or none.
+    #[error("{id:?} can't be the name of a new device: {reason}")]
+    DeviceName {
+        /// The name.
+        id: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// There is no such device.
+    #[error("the machine has no device {id:?}: its devices are {}", if devices.is_empty() { "none" } else { devices })]
+    NoSuchDevice {
+        /// The name.
+        id: String,
+        /// Those that there are.
+        devices: String,
+    },
+    /// All slots of the bus are taken.
+    #[error("all {slots} slots of the PCI bus are taken: remove a device first")]
+    NoSlot {
+        /// How many there are for devices.
+        slots: u8,
+    },
+    /// The machine has no balloon.
+    #[error(
+        "the machine has no balloon to set: give it one when it is created (not possible where isolation forbids it)"
+    )]
+    NoBalloon,
+    /// As many interrupt vectors are in use as a machine can have.
+    #[error("no interrupt line is left: give devices fewer queues, or remove a device")]
+    NoInterruptLine,
+    /// A device can't be what its configuration says.
+    #[error("{device}: {problem}")]
+    Device {
+        /// The device, by what it is and what it works on: "disk /images/debian.raw".
+        device: String,
+        /// What is wrong, and what to do about it.
+        problem: String,
+    },
     /// A vCPU stopped for a reason that nothing can be done about.
     #[error("vCPU {id} stopped at {rip:#x}: {reason}")]
     Vcpu {

@@ -35,13 +35,14 @@ mod lent;
 mod open_copies;
 mod statistics;
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex};
 
 use arc_swap::ArcSwap;
 use arch::x86_64::MemoryLayout;
 use arch::x86_64::memory_layout::{Alias, AttributeRule, RamRange};
 use hypervisor::{Backing, GuestMemfd, PAGE_SIZE, PageState, Region, SharedMemory, Slice, Vm};
+use parking_lot::{Condvar, Mutex};
 use vm_memory::{Bytes, VolatileMemory};
 
 use crate::{Error, Result};

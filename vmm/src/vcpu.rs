@@ -192,8 +192,15 @@ impl VcpuContext {
                 Next::GiveUp(format!("KVM could not reach {gpa:#x} to emulate an instruction there"))
             }
             Exit::Interrupted | Exit::Shutdown if self.is_parked() => Next::LookWhetherLost,
-            // Nothing is there: reads find all ones, writes are lost.
-            Exit::MmioRead { .. } | Exit::MmioWrite { .. } | Exit::Interrupted => Next::Run,
+            Exit::MmioRead { gpa, data } => {
+                self.devices.read_memory(gpa, data);
+                Next::Run
+            }
+            Exit::MmioWrite { gpa, data } => {
+                self.devices.write_memory(gpa, data);
+                Next::Run
+            }
+            Exit::Interrupted => Next::Run,
             Exit::Halt => Next::GiveUp("it halted, with no interrupt controller to wake it".into()),
             Exit::Shutdown if self.phase == Phase::Launching => {
                 Next::GiveUp("it crashed before it reached the kernel".into())
@@ -306,12 +313,13 @@ mod tests {
     use arch::x86_64::{Isolation, MemoryLayout};
     use hypervisor::model::ModelHypervisor;
     use hypervisor::x86_64::{CpuidEntry, Registers, SpecialRegisters};
-    use hypervisor::{GpaRange, Interrupter, VmType};
+    use hypervisor::{GpaRange, Interrupter, Vm, VmType};
     use std::sync::atomic::Ordering;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use crate::config::SerialConfig;
     use crate::console::Output;
+    use crate::devices::manager::DeviceManager;
     use crate::devices::serial::SerialDevice;
     use crate::memory::RamOptions;
     use crate::memory::conversion::{Policy, Rule};
@@ -382,12 +390,14 @@ mod tests {
     fn context(policy: Policy) -> VcpuContext {
         let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
         let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
-        let ram = Arc::new(GuestRam::new(vm, layout, RamOptions { policy, ..RamOptions::default() }).unwrap());
+        vm.create_irqchip().unwrap();
+        let ram = Arc::new(GuestRam::new(vm.clone(), layout, RamOptions { policy, ..RamOptions::default() }).unwrap());
         ram.make_all_private().unwrap();
         let control = Arc::new(Control::new(vec![Arc::new(Never)], true));
         let output = Output::new(SerialConfig::Null).writer(control.clone()).unwrap();
         let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
-        let devices = Arc::new(Devices { serial });
+        let manager = DeviceManager::new(vm, ram.devices().clone(), true).unwrap();
+        let devices = Arc::new(Devices { serial, manager });
         VcpuContext { id: 0, ram, devices, control, starts: Arc::new(Starts::new(Vec::new())), phase: Phase::Running }
     }
 

@@ -1,19 +1,21 @@
-//! ACPI tables of the machine: processors, interrupt controllers, the serial port, power-off and reset.
+//! ACPI tables of the machine: processors, interrupt controllers, power-off and reset, and what [`dsdt`] describes.
 //!
 //! The machine is "hardware-reduced" (ACPI 6.5, 4.1): no legacy timer block, no SCI; sleep and reset are byte-wide
 //! ports. Tables lie in the area from [`ACPI_START`], RSDP first, each at the next 16-byte border.
 
+mod dsdt;
+
+use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, aml};
 
 use super::map::{
-    ACPI_START, ACPI_TABLES_END, IOAPIC, LOCAL_APIC, RESET_PORT, RESET_VALUE, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS,
-    SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_OFF, WAKEUP_MAILBOX,
+    ACPI_START, ACPI_TABLES_END, IOAPIC, LOCAL_APIC, RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
+    WAKEUP_MAILBOX,
 };
 
 const OEM: [u8; 6] = *b"UMBRA ";
@@ -39,7 +41,7 @@ pub enum ProcessorStart {
 /// More processors than the area has room for.
 pub fn build(processors: u8, start: ProcessorStart) -> Result<Vec<u8>, AcpiError> {
     let mut area = Area { bytes: vec![0; RSDP_ROOM] };
-    let dsdt = area.add(&dsdt());
+    let dsdt = area.add(&dsdt::dsdt());
     let fadt = area.add(&fadt(dsdt));
     let madt = area.add(&madt(processors, start));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
@@ -86,30 +88,6 @@ impl Area {
         table.to_aml_bytes(&mut self.bytes);
         address
     }
-}
-
-fn dsdt() -> Sdt {
-    let mut code = Vec::new();
-    // COM1, as firmware describes it: Linux finds its interrupt line here.
-    aml::Device::new(
-        "_SB_.COM1".into(),
-        vec![
-            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
-            &aml::Name::new("_UID".into(), &aml::ZERO),
-            &aml::Name::new(
-                "_CRS".into(),
-                &aml::ResourceTemplate::new(vec![
-                    &aml::IO::new(SERIAL_PORT, SERIAL_PORT, 1, SERIAL_PORTS as u8),
-                    &aml::Interrupt::new(true, true, false, false, SERIAL_GSI),
-                ]),
-            ),
-        ],
-    )
-    .to_aml_bytes(&mut code);
-    aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SLEEP_TYPE_OFF])).to_aml_bytes(&mut code);
-    let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
-    table.append_slice(&code);
-    table
 }
 
 fn port(address: u16) -> GAS {

@@ -6,7 +6,8 @@
 //! 0x000e_0000  ACPI tables
 //! 0x000f_0000  parked processors: mailbox, code, page tables
 //! 0x0010_0000  RAM: kernel at its linked address, initramfs at the top of low RAM
-//! 0xc000_0000  devices; the interrupt controllers at 0xfec0_0000 and 0xfee0_0000
+//! 0xc000_0000  memory of PCI devices
+//! 0xfec0_0000  the interrupt controllers; the local ones at 0xfee0_0000
 //! 0x1_0000_0000  RAM beyond 3 GiB
 //! ```
 
@@ -50,6 +51,11 @@ pub(crate) const COMMAND_LINE: u64 = 0x2_0000;
 /// Room for the command line, its closing zero included.
 pub(crate) const COMMAND_LINE_ROOM: u64 = 0x1_0000;
 
+/// Memory of PCI devices: `PCI_MEMORY_START..PCI_MEMORY_END`. There is never RAM in it.
+pub const PCI_MEMORY_START: u32 = LOW_RAM_LIMIT as u32;
+/// End of the memory of PCI devices.
+pub const PCI_MEMORY_END: u32 = IOAPIC;
+
 /// The IOAPIC of KVM's in-kernel interrupt controllers.
 pub(crate) const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs.
@@ -61,6 +67,32 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_PORTS: u16 = 8;
 /// Interrupt line of the first serial port.
 pub const SERIAL_GSI: u32 = 4;
+
+/// PCI configuration mechanism #1 (PCI 3.0, 3.2.2.3.2): what to access.
+pub const PCI_ADDRESS_PORT: u16 = 0xcf8;
+/// PCI configuration mechanism #1: the access, on four ports.
+pub const PCI_DATA_PORT: u16 = 0xcfc;
+/// How many ports the mechanism has.
+pub const PCI_PORTS: u16 = 8;
+/// How many slots the PCI bus has; the host bridge is in the first one.
+pub const PCI_SLOTS: u8 = 32;
+
+/// Registers of the platform's events, 32 bits each. Reading this one tells what has happened since it was last read.
+pub const EVENT_PORT: u16 = 0x620;
+/// Reading it tells which slots have got a device, a bit each, since it was last read.
+pub const SLOTS_FILLED_PORT: u16 = 0x624;
+/// Reading it tells which slots' devices are to be let go, since it was last read.
+pub const SLOTS_LEAVING_PORT: u16 = 0x628;
+/// Writing it says which slots' devices were let go.
+pub const SLOTS_EJECT_PORT: u16 = 0x62c;
+/// End of the event registers.
+pub const EVENT_PORTS_END: u16 = 0x630;
+/// Interrupt line of the platform's events, an edge each.
+pub const EVENT_GSI: u32 = 5;
+/// Something has happened to a slot.
+pub const EVENT_SLOTS: u32 = 1 << 0;
+/// The power button was pushed.
+pub const EVENT_POWER_BUTTON: u32 = 1 << 1;
 
 /// ACPI sleep control register: a write with [`SLEEP_ENABLE`] set goes to the sleep state in bits 4:2.
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;

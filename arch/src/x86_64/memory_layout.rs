@@ -238,6 +238,7 @@ impl MemoryLayout {
     }
 
     /// The parts of `range` that are RAM, each within one [`RamRange`].
+    #[inline]
     pub fn split(&self, range: GpaRange) -> impl Iterator<Item = (&RamRange, GpaRange)> {
         self.ranges.iter().filter_map(move |ram| Some((ram, ram.gpa.intersection(range)?)))
     }
@@ -256,29 +257,27 @@ impl MemoryLayout {
 
 impl RamRange {
     /// Offset in the backings of an address in this range.
+    #[inline]
     pub fn backing_offset(&self, gpa: u64) -> u64 {
         self.offset + (gpa - self.gpa.start())
     }
 
     /// Whether the guest reaches the shared backing whatever the state of its pages, as it does in low memory.
+    #[inline]
     pub fn shared_stays_open(&self) -> bool {
         let open = AttributeRule::Fixed(PageState::Shared);
         self.aliases.iter().any(|alias| alias.shared && alias.attribute == open)
     }
 
-    /// What a conversion of `part`, which lies in this range, to the state `to` consists of, in order.
-    ///
-    /// # Errors
-    /// None for a part of this range.
-    pub fn conversion(&self, part: GpaRange, to: PageState) -> Result<Vec<Step>, RangeError> {
-        let mut steps = Vec::with_capacity(self.aliases.len() + 1);
-        for alias in &self.aliases {
-            if alias.attribute == AttributeRule::Follows {
-                steps.push(Step::SetAttribute { range: part.offset_by(alias.offset)?, state: to });
-            }
-        }
-        steps.push(Step::Discard { side: to.other(), offset: self.backing_offset(part.start()), size: part.len() });
-        Ok(steps)
+    /// What a conversion of `part`, which lies in this range, to the state `to` consists of, in order. No step is an error
+    /// for a part of this range.
+    pub fn conversion(&self, part: GpaRange, to: PageState) -> impl Iterator<Item = Result<Step, RangeError>> {
+        let set = self.aliases.iter().filter(|alias| alias.attribute == AttributeRule::Follows).map(move |alias| {
+            let range = part.offset_by(alias.offset)?;
+            Ok(Step::SetAttribute { range, state: to })
+        });
+        let (side, offset, size) = (to.other(), self.backing_offset(part.start()), part.len());
+        set.chain([Ok(Step::Discard { side, offset, size })])
     }
 }
 

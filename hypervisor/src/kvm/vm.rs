@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use kvm_bindings::{
@@ -11,17 +11,18 @@ use kvm_bindings::{
     KVM_MSR_EXIT_REASON_FILTER, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_create_guest_memfd, kvm_enable_cap,
     kvm_memory_attributes, kvm_pit_config, kvm_userspace_memory_region, kvm_userspace_memory_region2 as Slot,
 };
-use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use kvm_ioctls::{IoEventAddress, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::injected::Injected;
+use super::interrupts;
 use super::probe::KVM_HC_MAP_GPA_RANGE;
 use super::vcpu::KvmVcpu;
-use crate::MsrFilter;
 use crate::backing::Reservation;
 use crate::error::AttributeError;
 use crate::faults::Operation;
 use crate::{Backing, Error, GpaRange, GuestMemfd, PageState, Region, Result, Vcpu, Vm, VmType};
+use crate::{MsiRoute, MsrFilter};
 
 /// Where Intel's KVM keeps three pages for real mode and one page table: below 4 GiB, above all RAM and devices.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -102,6 +103,28 @@ impl Vm for KvmVm {
 
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
         self.fd.register_irqfd(event, gsi).map_err(Error::failed("wire", format!("interrupt line {gsi}")))
+    }
+
+    fn unregister_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
+        self.fd.unregister_irqfd(event, gsi).map_err(Error::failed("unwire", format!("interrupt line {gsi}")))
+    }
+
+    fn set_msi_routes(&self, routes: &[MsiRoute]) -> Result<()> {
+        interrupts::set_routes(&self.fd, routes)
+    }
+
+    fn register_ioeventfd(&self, event: BorrowedFd<'_>, gpa: u64) -> Result<()> {
+        let event = interrupts::event(event)?;
+        self.fd
+            .register_ioevent(&event, &IoEventAddress::Mmio(gpa), NoDatamatch)
+            .map_err(Error::failed("wire", format!("an event to {gpa:#x}")))
+    }
+
+    fn unregister_ioeventfd(&self, event: BorrowedFd<'_>, gpa: u64) -> Result<()> {
+        let event = interrupts::event(event)?;
+        self.fd
+            .unregister_ioevent(&event, &IoEventAddress::Mmio(gpa), NoDatamatch)
+            .map_err(Error::failed("unwire", format!("the event at {gpa:#x}")))
     }
 
     fn exit_on_map_gpa_range(&self) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
@@ -16,11 +16,12 @@ use super::memory::{Memory, Slot};
 use super::privateness::{Address, Privateness};
 use super::script::{Action, Script};
 use super::vcpu::ModelVcpu;
+use super::wires::Wires;
 use crate::error::AttributeError;
 use crate::faults::{Faults, Operation};
 use crate::{
-    Backing, Error, GpaRange, GuestMemfd, MemoryCaps, MsrFilter, PAGE_SIZE, PageState, Region, Result, Slice, Vcpu, Vm,
-    VmType,
+    Backing, Error, GpaRange, GuestMemfd, MemoryCaps, MsiRoute, MsrFilter, PAGE_SIZE, PageState, Region, Result, Slice,
+    Vcpu, Vm, VmType,
 };
 
 /// A VM that is only modelled. [`Vm`] operates it, as any VM; its own methods look into it and write its guest's script.
@@ -42,6 +43,7 @@ pub(super) struct Machine {
     msr_filter: Mutex<Vec<MsrFilter>>,
     /// It stands still unless somebody sets it.
     clock: AtomicU64,
+    wires: Mutex<Wires>,
 }
 
 #[derive(Debug, Default)]
@@ -121,6 +123,7 @@ impl ModelVm {
             finalised: AtomicBool::new(false),
             msr_filter: Mutex::default(),
             clock: AtomicU64::new(0),
+            wires: Mutex::default(),
         }))
     }
 
@@ -161,6 +164,21 @@ impl ModelVm {
         self.0.memory().attributes.private().collect()
     }
 
+    /// The messages that interrupt lines send, by line.
+    pub fn msi_routes(&self) -> Vec<MsiRoute> {
+        lock(&self.0.wires).routes()
+    }
+
+    /// The interrupt lines that events are wired to, lowest first.
+    pub fn interrupt_lines(&self) -> Vec<u32> {
+        lock(&self.0.wires).lines()
+    }
+
+    /// The addresses that have events, lowest first.
+    pub fn event_addresses(&self) -> Vec<u64> {
+        lock(&self.0.wires).addresses()
+    }
+
     /// The regions by address, each with its slot's number.
     pub fn regions(&self) -> Vec<(u32, Region)> {
         self.0.memory().slots().map(|slot| (slot.number, slot.region.clone())).collect()
@@ -190,10 +208,28 @@ impl Vm for ModelVm {
         Ok(Box::new(ModelVcpu::new(id, self.0.clone(), script)))
     }
 
-    fn register_irqfd(&self, _: &EventFd, gsi: u32) -> Result<()> {
+    fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
         let irqchip = lock(&self.0.vcpus).irqchip;
-        let wired = if irqchip { Ok(()) } else { Err(libc::EAGAIN) };
-        wired.map_err(failed("wire", format!("interrupt line {gsi}")))
+        let wire = || if irqchip { lock(&self.0.wires).add_line(event, gsi) } else { Err(libc::EAGAIN) };
+        wire().map_err(failed("wire", format!("interrupt line {gsi}")))
+    }
+
+    fn unregister_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
+        lock(&self.0.wires).remove_line(event, gsi).map_err(failed("unwire", format!("interrupt line {gsi}")))
+    }
+
+    fn set_msi_routes(&self, routes: &[MsiRoute]) -> Result<()> {
+        let irqchip = lock(&self.0.vcpus).irqchip;
+        let route = || if irqchip { lock(&self.0.wires).set_routes(routes) } else { Err(libc::EINVAL) };
+        route().map_err(failed("route", format!("{} message-signalled interrupts", routes.len())))
+    }
+
+    fn register_ioeventfd(&self, event: BorrowedFd<'_>, gpa: u64) -> Result<()> {
+        lock(&self.0.wires).add_address(event, gpa).map_err(failed("wire", format!("an event to {gpa:#x}")))
+    }
+
+    fn unregister_ioeventfd(&self, event: BorrowedFd<'_>, gpa: u64) -> Result<()> {
+        lock(&self.0.wires).remove_address(event, gpa).map_err(failed("unwire", format!("the event at {gpa:#x}")))
     }
 
     fn exit_on_map_gpa_range(&self) -> Result<()> {

@@ -4,7 +4,6 @@
 //! real one.
 
 mod kvm;
-mod placeholder;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

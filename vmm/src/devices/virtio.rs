@@ -8,7 +8,38 @@
 //! * [`DeviceMemory`] is a device's only way to guest memory: what it gets here holds no other.
 //! * A descriptor that names private memory is an error of that one request, counted and reported, and the device goes on.
 //! * After [`VirtioDevice::deactivate`] and after [`VirtioDevice::pause`] no thread of the device touches guest memory.
+//!
+//! A device can't get past the guarded view, since what it gets has no way to the mapping:
+//!
+//! ```compile_fail,E0624
+//! use vmm::devices::virtio::Activation;
+//!
+//! fn steal(activation: &Activation) -> *mut u8 {
+//!     activation.memory.mapping().as_ptr()
+//! }
+//! ```
+//!
+//! nor to a slice of it that outlives its guard:
+//!
+//! ```compile_fail,E0515
+//! use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileSlice};
+//! use vmm::devices::virtio::Activation;
+//! use vmm::memory::guarded::SliceGuard;
+//!
+//! fn keep<'a>(activation: &'a Activation) -> VolatileSlice<'a, SliceGuard<'a>> {
+//!     let view = activation.memory.view("device");
+//!     view.get_slices(GuestAddress(0), 8, Permissions::Read).unwrap().next().unwrap().unwrap()
+//! }
+//! ```
 
+pub mod block;
+pub mod buffers;
+pub mod console;
+pub mod counter;
+pub mod net;
+pub mod pci;
+pub mod ring;
+pub mod rng;
 pub mod worker;
 
 use std::os::fd::OwnedFd;
@@ -100,4 +131,11 @@ pub struct ActivateError {
     /// The system's reason.
     #[source]
     pub source: std::io::Error,
+}
+
+/// Reads bytes of a configuration, for [`VirtioDevice::read_config`].
+pub(crate) fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(config.len());
+    let count = data.len().min(config.len() - start);
+    data[..count].copy_from_slice(&config[start..start + count]);
 }

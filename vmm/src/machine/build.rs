@@ -16,6 +16,7 @@ use super::{Control, Machine};
 use crate::config::VmConfig;
 use crate::console::Output;
 use crate::devices::Devices;
+use crate::devices::manager::DeviceManager;
 use crate::devices::serial::SerialDevice;
 use crate::events::{self, EventMonitor};
 use crate::memory::{GuestRam, RamOptions};
@@ -77,8 +78,10 @@ pub(super) fn build(
     }
     let interrupters = vcpus.iter().map(|(vcpu, _)| vcpu.interrupter()).collect::<hypervisor::Result<_>>()?;
     let control = Arc::new(Control::new(interrupters, !launch.announces));
+    let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), isolation.is_unmappable())?;
+    manager.add_configured(config)?;
     // Last, since it may create a file: whatever fails before leaves none behind.
-    let devices = Devices { serial: SerialDevice::new(line, output.writer(control.clone())?) };
+    let devices = Devices { serial: SerialDevice::new(line, output.writer(control.clone())?), manager };
     Ok(Machine {
         isolation,
         vcpus,

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hypervisor::Vm;
 
 use super::{Control, Stop};
-use crate::Result;
 use crate::devices::Devices;
+use crate::devices::manager::DeviceManager;
 use crate::error::chain;
 use crate::memory::{GuestRam, MemoryStatistics};
+use crate::{Error, Result};
 
 /// Steers a machine, or looks into it. It holds the guest's memory for as long as it lives, but not the machine's threads.
 #[derive(Clone)]
@@ -60,7 +61,7 @@ impl MachineHandle {
         self.control.pause();
         self.ram.interrupt_conversions();
         self.control.wait_until_still()?;
-        self.devices.pause();
+        self.devices.manager.pause();
         let clock = self.vm.clock();
         let clock = clock.inspect_err(|error| tracing::warn!("the guest's clock goes on: {}", chain(error)));
         *pause = Pause::Paused { clock: clock.ok() };
@@ -77,7 +78,7 @@ impl MachineHandle {
         if let Some(clock) = clock {
             self.vm.set_clock(clock)?;
         }
-        self.devices.resume();
+        self.devices.manager.resume();
         self.ram.allow_conversions();
         self.control.resume();
         *pause = Pause::Running;
@@ -95,6 +96,22 @@ impl MachineHandle {
     /// A machine that has ended.
     pub fn nmi(&self) -> Result<()> {
         self.control.nmi()
+    }
+
+    /// Pushes the power button: the guest switches itself off if it listens.
+    ///
+    /// # Errors
+    /// A machine that has ended; otherwise the devices'.
+    pub fn power_button(&self) -> Result<()> {
+        if self.control.is_ending() {
+            return Err(Error::Ended);
+        }
+        self.devices.manager.power_button()
+    }
+
+    /// The devices on its PCI bus.
+    pub fn devices(&self) -> &Arc<DeviceManager> {
+        &self.devices.manager
     }
 
     /// Its memory.

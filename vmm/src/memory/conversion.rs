@@ -104,9 +104,10 @@ impl GuestRam {
         if self.is_settled(request.range, request.to) {
             return Ok(false);
         }
-        let result =
-            self.wait_for_turn(request.kind).and_then(|()| self.convert_range(request.range, request.to, request.kind));
-        self.count(request.kind, result)
+        let turn = self.wait_for_turn(request.kind);
+        let start = Instant::now();
+        let result = turn.and_then(|()| self.convert_range(request.range, request.to, request.kind));
+        self.count(request.kind, start, result)
     }
 
     /// Makes all of RAM private, once the guest holds in private memory all that it needs. No policy forbids it.
@@ -115,15 +116,21 @@ impl GuestRam {
     /// A conversion that failed; the guest can't go on.
     pub fn make_all_private(&self) -> Result<(), ConversionError> {
         for ram in self.layout.ranges() {
+            let start = Instant::now();
             let result = self.convert_range(ram.gpa, PageState::Private, ConversionKind::Host);
-            self.count(ConversionKind::Host, result)?;
+            self.count(ConversionKind::Host, start, result)?;
         }
         Ok(())
     }
 
-    fn count(&self, kind: ConversionKind, result: Result<bool, ConversionError>) -> Result<bool, ConversionError> {
+    fn count(
+        &self,
+        kind: ConversionKind,
+        start: Instant,
+        result: Result<bool, ConversionError>,
+    ) -> Result<bool, ConversionError> {
         match &result {
-            Ok(true) => self.counters.count_conversion(kind),
+            Ok(true) => self.counters.count_conversion(kind, start.elapsed()),
             // It comes again.
             Ok(false) | Err(ConversionError::Interrupted) => {}
             Err(_) => self.counters.count_failure(),
@@ -142,11 +149,13 @@ impl GuestRam {
     }
 
     fn wait_for_turn(&self, kind: ConversionKind) -> Result<(), ConversionError> {
-        let now = Instant::now();
         let turn = match self.policy.load().rule(kind) {
             Rule::Allow => return Ok(()),
             Rule::Refuse => return Err(ConversionError::Refused { kind }),
-            Rule::Limit { per_second } => now + self.turns.take(kind, per_second, now),
+            Rule::Limit { per_second } => {
+                let now = Instant::now();
+                now + self.turns.take(kind, per_second, now)
+            }
         };
         loop {
             let left = turn.saturating_duration_since(Instant::now());
@@ -160,24 +169,32 @@ impl GuestRam {
 
     /// Returns whether any page changed.
     fn convert_range(&self, range: GpaRange, to: PageState, kind: ConversionKind) -> Result<bool, ConversionError> {
-        let mut changed = false;
-        if to == PageState::Private {
-            if !self.layout.converts() {
-                return Err(ConversionError::NotConvertible { range });
-            }
-            // All of it is refused, not only the piece with the lent page.
-            self.running_ledger()?.lent.check(range)?;
+        if to == PageState::Private && !self.layout.converts() {
+            return Err(ConversionError::NotConvertible { range });
         }
+        self.check_backlog(range)?;
+        let ledger = self.running_ledger()?;
+        if to == PageState::Private {
+            // All of it is refused, not only the piece with the lent page.
+            ledger.lent.check(range)?;
+        }
+        let (mut first, mut changed) = (Some(ledger), false);
         for (ram, part) in self.layout.split(range) {
             let mut rest = PageRange::touched(ram.backing_offset(part.start()), part.len());
             while let Some(pages) = rest {
                 if kind != ConversionKind::Host {
                     self.check_waiting()?;
                 }
-                self.discards.check_limit().map_err(|source| ConversionError::Owed { range, source })?;
+                let ledger = match first.take() {
+                    Some(ledger) => ledger,
+                    None => {
+                        self.check_backlog(range)?;
+                        self.running_ledger()?
+                    }
+                };
                 let converted = match to {
-                    PageState::Private => self.next_to_private(ram, pages)?,
-                    PageState::Shared => self.next_to_shared(ram, pages)?,
+                    PageState::Private => self.next_to_private(ledger, ram, pages)?,
+                    PageState::Shared => self.next_to_shared(ledger, ram, pages)?,
                 };
                 let Some(converted) = converted else {
                     // All of it is so, unless a conversion that made it so is undone yet.
@@ -193,13 +210,17 @@ impl GuestRam {
         Ok(changed)
     }
 
+    fn check_backlog(&self, range: GpaRange) -> Result<(), ConversionError> {
+        self.discards.check_limit().map_err(|source| ConversionError::Owed { range, source })
+    }
+
     /// The first run of pages in this state among these, no longer than a piece may be: a longer one would be measured again
     /// for each of its pieces.
     fn first_run(ledger: &Ledger, pages: PageRange, state: PageState) -> Option<PageRange> {
         let mut first = pages.first();
         while let Some(part) = PageRange::new(first, pages.end().min((first / PIECE_PAGES + 1) * PIECE_PAGES)) {
-            if let Some(run) = ledger.writer.runs(part).find(|run| run.state == state) {
-                return Some(run.pages);
+            if let Some(run) = ledger.writer.first_run(part, state) {
+                return Some(run);
             }
             first = part.end();
         }

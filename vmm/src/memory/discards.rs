@@ -5,6 +5,10 @@
 //! queued for a thread of its own, so that they run behind the reply to the guest, as long as no more than the limit is
 //! held back; beyond it, whoever converts settles its own.
 //!
+//! The thread works only when nothing else has been converted or discarded for [`QUIET`]. Beside a conversion it would be
+//! in its way: setting attributes and discarding take the same locks in the kernel, and a guest that converts all of its
+//! memory pays two to six times the price if both go on at once.
+//!
 //! Guarantees:
 //! * Pages that are owed are never converted: [`Discards::settle_all_in`] comes first, and does the work itself rather than
 //!   wait for the queue. So no discard ever meets pages that are in use again.
@@ -13,11 +17,15 @@
 //! * Memory held beyond what the guest has is at most the limit, one piece for each thread that converts, and what the
 //!   host fails to take back.
 //!
-//! Cost: a mutex and a short list; one wake-up of the thread for each large discard.
+//! Cost: a mutex and a short list, neither of which is touched to find that nothing is owed; one wake-up of the thread
+//! where a large discard meets an empty queue.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use hypervisor::{Backing, PageState, Vm};
 
@@ -25,6 +33,9 @@ use super::guarded::PageRange;
 
 /// Discards of fewer bytes are done at once: to hand them over would cost as much.
 const AT_ONCE: u64 = 256 << 10;
+
+/// How long nobody else must have converted or discarded anything before the thread works: longer than a piece takes.
+pub const QUIET: Duration = Duration::from_millis(10);
 
 /// How long the thread waits before it tries again what failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -50,7 +61,11 @@ pub struct DiscardStatistics {
 /// A discard that is owed. Whoever holds it must settle or forgive it.
 #[must_use = "the pages can't be converted again until this is settled or forgiven"]
 #[derive(Debug)]
-pub struct Debt(u64);
+pub struct Debt {
+    id: u64,
+    pages: PageRange,
+    side: PageState,
+}
 
 /// The discards of one guest.
 pub struct Discards {
@@ -65,6 +80,8 @@ struct State {
     /// The most bytes that may be held back by the queue.
     limit: u64,
     owed: Mutex<Owed>,
+    /// How many debts there are. Whoever has seen a state that was published has seen the debts of before.
+    count: AtomicUsize,
     /// Something was settled.
     settled: Condvar,
     /// There is work for the thread.
@@ -76,11 +93,12 @@ struct State {
 struct Owed {
     entries: Vec<Entry>,
     next: u64,
+    /// Discards that were done or tried.
+    attempts: u64,
     failures: u64,
     closed: bool,
 }
 
-#[derive(Clone)]
 struct Entry {
     id: u64,
     pages: PageRange,
@@ -93,7 +111,7 @@ struct Entry {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Its holder decides what becomes of it.
+    /// Its holder decides what becomes of it, or is doing it.
     Held,
     /// Anybody may do it.
     Queued,
@@ -126,6 +144,11 @@ impl Owed {
         };
         self.entries.iter().find(due).map(|entry| entry.id)
     }
+
+    /// Conversions and discards so far.
+    fn activity(&self) -> (u64, u64) {
+        (self.next, self.attempts)
+    }
 }
 
 impl Discards {
@@ -148,6 +171,7 @@ impl Discards {
             private,
             limit,
             owed: Mutex::default(),
+            count: AtomicUsize::new(0),
             settled: Condvar::new(),
             work: Condvar::new(),
             failed,
@@ -161,66 +185,78 @@ impl Discards {
         Ok(Self { state, thread })
     }
 
-    /// Records that pages have left a side. Call it under the lock that publishes their state, so that nobody converts them
-    /// in between.
+    /// Records that pages leave a side. Call it under the lock that publishes their state, before that is done: whoever
+    /// sees the new state finds the debt.
     pub fn owe(&self, pages: PageRange, side: PageState) -> Debt {
-        let mut owed = self.state.owed();
+        let mut owed = self.state.owed.lock();
         let id = owed.next;
         owed.next += 1;
         owed.entries.push(Entry { id, pages, side, stage: Stage::Held, failures: 0 });
-        Debt(id)
+        self.state.recount(&owed);
+        Debt { id, pages, side }
     }
 
     /// Gives the pages' memory back, now or soon.
     pub fn settle(&self, debt: Debt) {
+        let bytes = debt.pages.bytes();
+        if bytes < AT_ONCE || self.thread.is_none() {
+            return self.settle_now(debt);
+        }
         let state = &self.state;
-        let mut owed = state.owed();
+        let mut owed = state.owed.lock();
         let held_back = owed.held_back();
-        let Some(entry) = owed.find(debt.0) else { return };
-        let bytes = entry.pages.bytes();
-        if bytes >= AT_ONCE && held_back + bytes <= state.limit && self.thread.is_some() {
+        if held_back + bytes > state.limit {
+            drop(owed);
+            return self.settle_now(debt);
+        }
+        if let Some(entry) = owed.find(debt.id) {
             entry.stage = Stage::Queued;
+        }
+        state.settled.notify_all();
+        if held_back == 0 {
             state.work.notify_one();
-            state.settled.notify_all();
-        } else {
-            // A failure stays recorded, and is reported there.
-            drop(state.run(owed, debt.0));
         }
     }
 
     /// Gives the pages' memory back now, however much it is: before anybody can use that side again.
     pub fn settle_now(&self, debt: Debt) {
+        let result = self.state.discard(debt.pages, debt.side);
         // A failure stays recorded, and is reported there.
-        drop(self.state.run(self.state.owed(), debt.0));
+        drop(self.state.finish(debt.id, result));
     }
 
     /// The conversion is undone: the pages are where they were.
     pub fn forgive(&self, debt: Debt) {
-        let mut owed = self.state.owed();
-        owed.entries.retain(|entry| entry.id != debt.0);
-        self.state.settled.notify_all();
+        self.state.remove(&mut self.state.owed.lock(), debt.id);
+    }
+
+    /// Whether nothing at all is owed, as far as this thread can know.
+    fn is_free(&self) -> bool {
+        self.state.count.load(Ordering::Acquire) == 0
     }
 
     /// Whether it is not decided yet what becomes of a debt for some of these pages: the conversion may be undone.
     pub fn is_undecided(&self, pages: PageRange) -> bool {
-        let owed = self.state.owed();
-        owed.entries.iter().any(|entry| entry.stage == Stage::Held && entry.pages.overlaps(pages))
+        !self.is_free() && self.state.owed.lock().entries.iter().any(|entry| is_undecided(entry, pages))
     }
 
     /// Waits until that is decided. Returns whether it had to. `give_up` is asked now and then.
     pub fn wait_until_decided(&self, pages: PageRange, give_up: impl Fn() -> bool) -> bool {
         let mut waited = false;
-        let mut owed = self.state.owed();
-        while !give_up() && owed.entries.iter().any(|e| e.stage == Stage::Held && e.pages.overlaps(pages)) {
+        if self.is_free() {
+            return waited;
+        }
+        let mut owed = self.state.owed.lock();
+        while !give_up() && owed.entries.iter().any(|entry| is_undecided(entry, pages)) {
             waited = true;
-            owed = self.state.settled.wait_timeout(owed, PATIENCE).unwrap_or_else(PoisonError::into_inner).0;
+            self.state.settled.wait_for(&mut owed, PATIENCE);
         }
         waited
     }
 
     /// Whether anything is owed for these pages.
     pub fn is_owed(&self, pages: PageRange) -> bool {
-        self.state.owed().entries.iter().any(|entry| entry.pages.overlaps(pages))
+        !self.is_free() && self.state.owed.lock().entries.iter().any(|entry| entry.pages.overlaps(pages))
     }
 
     /// Settles what is owed for these pages, and waits for what others are settling. `give_up` is asked now and then.
@@ -228,18 +264,18 @@ impl Discards {
     /// # Errors
     /// A discard that fails; it stays owed.
     pub fn settle_all_in(&self, pages: PageRange, give_up: impl Fn() -> bool) -> Result<(), hypervisor::Error> {
-        let mut owed = self.state.owed();
+        let mut owed = self.state.owed.lock();
         loop {
             let mut overlapping = owed.entries.iter().filter(|entry| entry.pages.overlaps(pages)).peekable();
             if overlapping.peek().is_none() {
                 return Ok(());
             }
             let idle = overlapping.find(|entry| matches!(entry.stage, Stage::Queued | Stage::Failed(_)));
-            owed = match idle.map(|entry| entry.id) {
-                Some(id) => self.state.run(owed, id)?,
+            match idle.map(|entry| entry.id) {
+                Some(id) => owed = self.state.run(owed, id)?,
                 None if give_up() => return Ok(()),
-                None => self.state.settled.wait_timeout(owed, PATIENCE).unwrap_or_else(PoisonError::into_inner).0,
-            };
+                None => drop(self.state.settled.wait_for(&mut owed, PATIENCE)),
+            }
         }
     }
 
@@ -248,7 +284,10 @@ impl Discards {
     /// # Errors
     /// A discard that fails again, with the limit exceeded still.
     pub fn check_limit(&self) -> Result<(), hypervisor::Error> {
-        let mut owed = self.state.owed();
+        if self.is_free() {
+            return Ok(());
+        }
+        let mut owed = self.state.owed.lock();
         while owed.bytes(|stage| matches!(stage, Stage::Failed(_))) > self.state.limit {
             let failed = owed.entries.iter().find(|entry| matches!(entry.stage, Stage::Failed(_)));
             let Some(id) = failed.map(|entry| entry.id) else { break };
@@ -259,39 +298,58 @@ impl Discards {
 
     /// Figures.
     pub fn statistics(&self) -> DiscardStatistics {
-        let owed = self.state.owed();
+        let owed = self.state.owed.lock();
         DiscardStatistics { owed_bytes: owed.bytes(|_| true), failures: owed.failures }
     }
 }
 
+/// Whether the conversion that owes this, and that is of some of these pages, may be undone.
+fn is_undecided(entry: &Entry, pages: PageRange) -> bool {
+    entry.stage == Stage::Held && entry.pages.overlaps(pages)
+}
+
 impl State {
-    fn owed(&self) -> MutexGuard<'_, Owed> {
-        // Nothing in here panics half-way.
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn recount(&self, owed: &Owed) {
+        self.count.store(owed.entries.len(), Ordering::Release);
+    }
+
+    fn remove(&self, owed: &mut Owed, id: u64) {
+        owed.entries.retain(|entry| entry.id != id);
+        self.recount(owed);
+        self.settled.notify_all();
     }
 
     /// Does one discard, without the lock meanwhile.
     fn run<'a>(&'a self, mut owed: MutexGuard<'a, Owed>, id: u64) -> Result<MutexGuard<'a, Owed>, hypervisor::Error> {
         let Some(entry) = owed.find(id) else { return Ok(owed) };
         entry.stage = Stage::Running;
-        let Entry { pages, side, .. } = *entry;
+        let (pages, side) = (entry.pages, entry.side);
+        // It is decided now.
+        self.settled.notify_all();
         drop(owed);
         let result = self.discard(pages, side);
-        let mut owed = self.owed();
-        self.settled.notify_all();
+        self.finish(id, result)
+    }
+
+    /// Records what came of a discard.
+    fn finish(&self, id: u64, result: hypervisor::Result<()>) -> Result<MutexGuard<'_, Owed>, hypervisor::Error> {
+        let mut owed = self.owed.lock();
+        owed.attempts += 1;
         let Err(error) = result else {
-            owed.entries.retain(|entry| entry.id != id);
+            self.remove(&mut owed, id);
             return Ok(owed);
         };
         owed.failures += 1;
-        let first = owed.find(id).is_some_and(|entry| {
+        let mut first = None;
+        if let Some(entry) = owed.find(id) {
             entry.stage = Stage::Failed(Instant::now());
             entry.failures += 1;
-            entry.failures == 1
-        });
+            first = (entry.failures == 1).then_some((entry.pages, entry.side));
+        }
+        self.settled.notify_all();
         self.work.notify_one();
         drop(owed);
-        if first {
+        if let Some((pages, side)) = first {
             (self.failed)(pages, side, &error);
         }
         Err(error)
@@ -314,21 +372,34 @@ impl State {
 
     /// The thread's life.
     fn work(&self) {
-        let mut owed = self.owed();
+        let mut owed = self.owed.lock();
+        // Nothing is owed at the very start, however late this thread comes.
+        let mut seen = (0, 0);
         while !owed.closed {
-            owed = match owed.next_work() {
-                // What failed is recorded and reported there.
-                Some(id) => self.run(owed, id).unwrap_or_else(|_| self.owed()),
-                None if owed.held_back() == 0 => self.work.wait(owed).unwrap_or_else(PoisonError::into_inner),
-                None => self.work.wait_timeout(owed, RETRY_INTERVAL).unwrap_or_else(PoisonError::into_inner).0,
+            let Some(id) = owed.next_work() else {
+                match owed.held_back() {
+                    0 => self.work.wait(&mut owed),
+                    _ => drop(self.work.wait_for(&mut owed, RETRY_INTERVAL)),
+                }
+                continue;
             };
+            let now = owed.activity();
+            if now != seen {
+                seen = now;
+                self.work.wait_for(&mut owed, QUIET);
+                continue;
+            }
+            // What failed is recorded and reported there.
+            owed = self.run(owed, id).unwrap_or_else(|_| self.owed.lock());
+            // Its own doing is nobody else's.
+            seen.1 += 1;
         }
     }
 }
 
 impl Drop for Discards {
     fn drop(&mut self) {
-        self.state.owed().closed = true;
+        self.state.owed.lock().closed = true;
         self.state.work.notify_all();
         if let Some(thread) = self.thread.take() {
             // It ends behind the discard at hand. A panic of its own was reported when it happened.

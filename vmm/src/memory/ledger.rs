@@ -4,10 +4,11 @@
 //! Nobody waits for a device, or discards, while holding it. A kernel that finds a page pinned for a moment is asked again for
 //! up to 16 ms.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hypervisor::PageState;
+use parking_lot::MutexGuard;
 
 use super::GuestRam;
 use super::conversion::{ConversionError, ConversionListener};
@@ -39,8 +40,7 @@ impl Ledger {
 impl GuestRam {
     /// The ledger.
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        // Nothing in here panics half-way.
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger.lock()
     }
 
     /// The ledger, as long as conversions may go on.
@@ -51,9 +51,9 @@ impl GuestRam {
     /// Waits until another conversion ends, or for a moment.
     pub(super) fn wait_for_others<'a>(
         &self,
-        ledger: MutexGuard<'a, Ledger>,
+        mut ledger: MutexGuard<'a, Ledger>,
     ) -> Result<MutexGuard<'a, Ledger>, ConversionError> {
-        let ledger = self.conversion_ended.wait_timeout(ledger, PATIENCE).unwrap_or_else(PoisonError::into_inner).0;
+        self.conversion_ended.wait_for(&mut ledger, PATIENCE);
         self.check_running(ledger)
     }
 

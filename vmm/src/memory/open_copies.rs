@@ -8,6 +8,10 @@ use hypervisor::PageState;
 use super::GuestRam;
 use super::guarded::PageRange;
 
+/// How often what is owed for the pages already is settled first. Only a guest that converts them all the while makes it
+/// come again, and the copy that it so keeps is its own.
+const ATTEMPTS: u32 = 16;
+
 impl GuestRam {
     /// Gives back the open shared memory of pages that are private.
     ///
@@ -20,14 +24,20 @@ impl GuestRam {
 
     fn discard_open_copy(&self, ram: &RamRange) {
         let Some(pages) = PageRange::touched(ram.offset, ram.gpa.len()) else { return };
-        // Owed under the lock that publishes states, so that nobody shares the pages before they are given back.
-        let debts: Vec<_> = {
+        let mut debts = Vec::new();
+        for attempt in 1..=ATTEMPTS {
+            // Owed under the lock that publishes states, so that nobody shares the pages before they are given back.
             let ledger = self.ledger();
-            let private = ledger.writer.runs(pages).filter(|run| run.state == PageState::Private);
-            // What is owed for already goes back by itself.
-            let copies = private.filter(|run| !self.discards.is_owed(run.pages));
-            copies.map(|run| self.discards.owe(run.pages, PageState::Shared)).collect()
-        };
+            let private = ledger.writer.runs(pages).filter(|run| run.state == PageState::Private).map(|run| run.pages);
+            let (owed, free): (Vec<_>, Vec<_>) = private.partition(|run| self.discards.is_owed(*run));
+            if owed.is_empty() || attempt == ATTEMPTS {
+                debts.extend(free.into_iter().map(|run| self.discards.owe(run, PageState::Shared)));
+                break;
+            }
+            drop(ledger);
+            // A failure is told where it happens.
+            let _ = self.discards.settle_all_in(pages, || self.is_ending());
+        }
         debts.into_iter().for_each(|debt| self.discards.settle_now(debt));
     }
 }

@@ -1,6 +1,7 @@
 //! Figures about guest memory. Reading them costs the same for any map, and counting takes no lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arch::x86_64::private_faults::ConversionKind;
 use serde::Serialize;
@@ -34,19 +35,46 @@ pub struct MemoryStatistics {
     pub discard_backlog_bytes: u64,
     /// How often the host failed to take memory back.
     pub discards_failed: u64,
+    /// How long conversions took that changed something.
+    pub conversion_latency: LatencyHistogram,
+}
+
+/// How long conversions took, from the moment the policy let them go on until the guest could: waiting for devices is in it,
+/// a discard behind the reply is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct LatencyHistogram {
+    /// Entry `n` counts those of less than 2^n microseconds that no entry before it counts. The last one counts all the rest.
+    pub counts: [u64; LATENCIES],
+    /// All of them together, in nanoseconds.
+    pub sum_ns: u64,
+}
+
+/// Entries of a histogram: the last but one ends at 2^22 microseconds, some four seconds.
+pub const LATENCIES: usize = 24;
+
+impl LatencyHistogram {
+    /// The entry that counts a conversion of this length.
+    fn entry(latency: Duration) -> usize {
+        let bits = u128::BITS - latency.as_micros().leading_zeros();
+        (bits as usize).min(LATENCIES - 1)
+    }
 }
 
 /// What is counted.
 #[derive(Default)]
 pub(super) struct Counters {
     conversions: [AtomicU64; 3],
+    latencies: [AtomicU64; LATENCIES],
+    latency_sum: AtomicU64,
     failed: AtomicU64,
     waits: AtomicU64,
 }
 
 impl Counters {
-    pub(super) fn count_conversion(&self, kind: ConversionKind) {
+    pub(super) fn count_conversion(&self, kind: ConversionKind, latency: Duration) {
         self.conversions[kind as usize].fetch_add(1, Ordering::Relaxed);
+        self.latencies[LatencyHistogram::entry(latency)].fetch_add(1, Ordering::Relaxed);
+        self.latency_sum.fetch_add(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     pub(super) fn count_failure(&self) {
@@ -77,11 +105,29 @@ impl GuestRam {
             accesses_refused: self.devices.refused_accesses(),
             discard_backlog_bytes: discards.owed_bytes,
             discards_failed: discards.failures,
+            conversion_latency: LatencyHistogram {
+                counts: std::array::from_fn(|entry| self.counters.latencies[entry].load(Ordering::Relaxed)),
+                sum_ns: self.counters.latency_sum.load(Ordering::Relaxed),
+            },
         }
     }
 
     /// Counts a request that was refused before it became a conversion.
     pub(crate) fn count_refusal(&self) {
         self.counters.count_failure();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_latency_has_its_entry() {
+        let entry = |nanoseconds| LatencyHistogram::entry(Duration::from_nanos(nanoseconds));
+        assert_eq!([0, 999, 1_000, 1_999, 2_000, 4_000, 7_999, 8_000].map(entry), [0, 0, 1, 1, 2, 3, 3, 4]);
+        assert_eq!(entry((1 << 22) * 1_000 - 1), LATENCIES - 2);
+        assert_eq!(entry((1 << 22) * 1_000), LATENCIES - 1);
+        assert_eq!(entry(u64::MAX), LATENCIES - 1);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arch::x86_64::MemoryLayout;
 use hypervisor::PageState::{Private, Shared};
@@ -11,6 +11,7 @@ use hypervisor::model::ModelHypervisor;
 use hypervisor::observed::ObservedVm;
 use hypervisor::{PAGE_SIZE, VmType};
 use vmm::memory::conversion::PIECE;
+use vmm::memory::discards::QUIET;
 use vmm::memory::{ConversionError, GuestRam, RamOptions};
 
 use crate::world::{Kind, World, host, pages};
@@ -84,6 +85,39 @@ fn a_small_discard_is_done_at_once_and_a_large_one_behind_the_reply() {
         std::thread::yield_now();
     }
     assert_eq!(vm.discards(), [(2 * MIB, 2 * MIB, true)]);
+}
+
+#[test]
+fn large_discards_wait_until_nothing_else_goes_on() {
+    for attempt in 0..50 {
+        let (vm, ram) = guest(64 * MIB, RamOptions::default());
+        vm.open();
+        ram.convert(host(pages(2 * MIB, 512), Private)).unwrap();
+        let start = Instant::now();
+        let (mut last, mut longest) = (start, Duration::ZERO);
+        for page in 0.. {
+            ram.convert(host(pages(page % 256 * PAGE_SIZE, 1), if page / 256 % 2 == 0 { Private } else { Shared }))
+                .unwrap();
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+            if start.elapsed() > 5 * QUIET {
+                break;
+            }
+        }
+        let behind = vm.discards().into_iter().filter(|(.., behind)| *behind).count();
+        longest = longest.max(last.elapsed());
+        // On a busy machine it may be quiet for a moment.
+        if longest < QUIET / 2 {
+            assert_eq!(behind, 0, "the thread worked beside conversions");
+            while ram.statistics().discard_backlog_bytes > 0 {
+                std::thread::yield_now();
+            }
+            assert_eq!(vm.discards(), [(2 * MIB, 2 * MIB, true)]);
+            return;
+        }
+        eprintln!("attempt {attempt}: a pause of {longest:?}");
+    }
+    panic!("this machine is too busy to convert without long pauses");
 }
 
 #[test]

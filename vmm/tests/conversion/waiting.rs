@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use arch::x86_64::private_faults::ConversionKind;
 use hypervisor::PAGE_SIZE;
 use hypervisor::PageState::{Private, Shared};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::memory::ConversionError;
 use vmm::memory::guarded::RefusedAccess;
 
-use crate::world::{Kind, World, host, pages};
+use crate::world::{Kind, World, host, pages, request};
 
 const BASE: u64 = 1 << 20;
 const SIZE: u64 = 2 << 20;
@@ -87,4 +88,38 @@ fn a_machine_that_ends_waits_for_no_device_and_leaves_the_pages_as_they_were() {
     assert_eq!(world.state(BASE), Shared);
     assert_eq!(world.attribute(BASE), Some(Shared));
     world.device_writes(BASE, 1).unwrap();
+}
+
+#[test]
+fn a_machine_that_pauses_waits_for_no_device_and_the_same_conversion_is_made_later() {
+    let world = World::new(Kind::Software, SIZE);
+    let window = world.view.window(GuestAddress(BASE), 8).unwrap();
+    let guests = |range, to| request(range, to, ConversionKind::Explicit);
+    std::thread::scope(|scope| {
+        // One waits for the device, the other for that one.
+        let kinds = [ConversionKind::Host, ConversionKind::Explicit];
+        let waiting = kinds.map(|kind| {
+            let ram = world.ram.clone();
+            scope.spawn(move || ram.convert(request(pages(BASE, 1), Private, kind)))
+        });
+        wait_until_converting(&world);
+        world.ram.interrupt_conversions();
+        for thread in waiting {
+            let error = thread.join().unwrap().unwrap_err();
+            assert!(matches!(error, ConversionError::Interrupted) && !error.is_fatal(), "{error:?}");
+        }
+    });
+    assert_eq!((world.state(BASE), world.attribute(BASE)), (Shared, Some(Shared)));
+    world.device_writes(BASE, 1).unwrap();
+    // The guest's own conversions don't even begin; the operator's do, as long as they wait for nobody.
+    let other = pages(BASE + 2 * PAGE_SIZE, 1);
+    let error = world.ram.convert(guests(other, Private)).unwrap_err();
+    assert!(matches!(error, ConversionError::Interrupted), "{error:?}");
+    assert!(world.ram.convert(host(other, Private)).unwrap());
+    assert_eq!(world.ram.statistics().conversions_failed, 0);
+
+    world.ram.allow_conversions();
+    drop(window);
+    assert!(world.ram.convert(guests(pages(BASE, 1), Private)).unwrap());
+    assert_eq!(world.state(BASE), Private);
 }

@@ -110,7 +110,7 @@ mod tests {
         assert!(PARKING_CODE + code.len() as u64 <= PARKING_TABLES, "{}", code.len());
         assert_eq!(code[code.len() - 3..], [0x41, 0xff, 0xe1]); // jmp r9
         assert!(PARKING_TABLES + tables(1 << 47).len() as u64 <= ACPI_END);
-        assert!(WAKEUP_MAILBOX + 4096 <= PARKING_CODE);
+        const { assert!(WAKEUP_MAILBOX + 4096 <= PARKING_CODE) };
     }
 
     #[test]

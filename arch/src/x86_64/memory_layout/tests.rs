@@ -65,7 +65,7 @@ fn a_conversion_sets_the_attribute_first_and_discards_last() {
     let part = GpaRange::new(MIB, 2 * PAGE_SIZE).unwrap();
     let (ram, part) = layout.split(part).next().unwrap();
     assert_eq!(
-        ram.conversion(part, PageState::Private).unwrap(),
+        ram.conversion(part, PageState::Private).collect::<Result<Vec<_>, _>>().unwrap(),
         [
             Step::SetAttribute { range: part, state: PageState::Private },
             Step::Discard { side: PageState::Shared, offset: MIB, size: 2 * PAGE_SIZE },
@@ -122,7 +122,7 @@ fn a_conversion_of_one_alias_sets_one_attribute_and_discards_the_side_left() {
     let (ram, part) = layout.split(part).next().unwrap();
     for (to, side) in [(PageState::Private, PageState::Shared), (PageState::Shared, PageState::Private)] {
         assert_eq!(
-            ram.conversion(part, to).unwrap(),
+            ram.conversion(part, to).collect::<Result<Vec<_>, _>>().unwrap(),
             [
                 Step::SetAttribute { range: part, state: to },
                 Step::Discard { side, offset: LOW_RAM_LIMIT + MIB, size: MIB },

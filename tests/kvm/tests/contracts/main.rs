@@ -2,7 +2,7 @@
 //! host that looks through its mapping.
 //!
 //! Each contract runs twice from the same code, on this host's KVM (`kvm::`) and on the model (`model::`), which needs no
-//! KVM. The names start with a letter: C for conversions, E for exits, F for failures on order, M for mismatches by type
+//! KVM. The names start with a letter: C for conversions, E for exits, F for failures on order, I for interrupts and events, M for mismatches by type
 //! of VM (which only the model has), N for what no other suite looks at, P for populating ahead, R for regions and what is
 //! refused.
 
@@ -10,6 +10,7 @@ mod c;
 mod c_many;
 mod e;
 mod f;
+mod i;
 mod m;
 mod n;
 mod p;
@@ -35,8 +36,16 @@ const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let contracts =
-        [c::CONTRACTS, c_many::CONTRACTS, e::CONTRACTS, f::CONTRACTS, n::CONTRACTS, p::CONTRACTS, r::CONTRACTS];
+    let contracts = [
+        c::CONTRACTS,
+        c_many::CONTRACTS,
+        e::CONTRACTS,
+        f::CONTRACTS,
+        i::CONTRACTS,
+        n::CONTRACTS,
+        p::CONTRACTS,
+        r::CONTRACTS,
+    ];
     let trials = contracts.into_iter().flatten().flat_map(|contract| [on_kvm(*contract), on_model(*contract)]);
     let trials = trials
         .chain(e::ON_KVM.iter().copied().map(on_kvm))

@@ -24,6 +24,11 @@ const LIMIT: Duration = Duration::from_secs(100);
 /// One machine at a time: a test counts what this process has open.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// Waits until no other test has a machine.
+pub fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What machines are built of.
 pub struct Bed {
     hypervisor: KvmHypervisor,
@@ -44,7 +49,7 @@ pub struct Running<'a> {
 impl Bed {
     /// For machines of so many processors.
     pub fn new(isolation: Isolation, processors: u8) -> anyhow::Result<Self> {
-        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = alone();
         let hypervisor = require_caps(&[])?;
         require(hypervisor.caps(), isolation.requirements())?;
         let folder = tempfile::tempdir().context("cannot make a folder")?;
@@ -98,6 +103,13 @@ impl Bed {
 }
 
 impl Running<'_> {
+    /// Pauses, which must not wait for anything that may take long.
+    pub fn pauses(&self) -> anyhow::Result<()> {
+        let (handle, (done, paused)) = (self.handle.clone(), mpsc::channel());
+        std::thread::spawn(move || done.send(handle.pause()));
+        Ok(paused.recv_timeout(LIMIT).context("the machine does not pause")??)
+    }
+
     /// How often a processor has given its sign.
     pub fn signs_of(&self, processor: u8) -> anyhow::Result<usize> {
         let screen = std::fs::read_to_string(self.screen).context("cannot read the screen")?;

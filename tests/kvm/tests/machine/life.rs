@@ -36,7 +36,7 @@ fn ends_while_paused() -> anyhow::Result<()> {
     let bed = Bed::new(Isolation::Software, PROCESSORS)?;
     let stop = bed.run(|machine| {
         machine.works(PROCESSORS, 1)?;
-        machine.handle.pause()?;
+        machine.pauses()?;
         machine.handle.reset();
         Ok(())
     })?;
@@ -59,7 +59,7 @@ fn nmi() -> anyhow::Result<()> {
         let mut ended = false;
         let stop = Bed::new(isolation, PROCESSORS)?.run(|machine| {
             machine.works(PROCESSORS, 1)?;
-            machine.handle.pause()?;
+            machine.pauses()?;
             machine.handle.nmi()?;
             machine.handle.resume()?;
             until("the guest crashes", || Ok(machine.handle.nmi().is_err()))?;

@@ -1,8 +1,9 @@
 //! The `vmm` crate's machine on real KVM, steered from inside its own process, with a guest whose processors all work at
-//! once ([`kvm_tests::swarm`]).
+//! once ([`kvm_tests::swarm`]), and with Debian's kernel on several of them.
 
 mod bed;
 mod life;
+mod linux;
 mod pause;
 mod processors;
 
@@ -16,7 +17,7 @@ type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let tests = [processors::TESTS, pause::TESTS, life::TESTS];
+    let tests = [processors::TESTS, pause::TESTS, life::TESTS, linux::TESTS];
     let trials = tests.into_iter().flatten().map(|(name, test)| trial(name, *test)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

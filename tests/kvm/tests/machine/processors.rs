@@ -64,7 +64,7 @@ fn n7() -> anyhow::Result<()> {
     let processors = 4;
     let stop = Bed::new(Isolation::Software, processors)?.run(|machine| {
         machine.works(processors, 4)?;
-        machine.handle.pause()?;
+        machine.pauses()?;
         let statistics = machine.handle.memory_statistics();
         expect::equal(
             "private and shared memory",

@@ -122,7 +122,7 @@ impl Worker {
         set_up(&mut service, &sources)?;
         let control = Arc::new(Control { state: Mutex::default(), changed: Condvar::new(), wake });
         let own = control.clone();
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+        let thread = std::thread::Builder::new().name(name.replace('\0', "")).spawn(move || {
             let work = AssertUnwindSafe(|| work(service, &sources, &own));
             if std::panic::catch_unwind(work).is_err() {
                 tracing::error!("the thread of a device panicked: the device works no more");

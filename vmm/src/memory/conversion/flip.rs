@@ -18,26 +18,23 @@ const PINNED_NAP: Duration = Duration::from_millis(1);
 impl GuestRam {
     /// Sets the attribute on each alias of the piece that follows its state. On an error they are as they were.
     pub(super) fn flip(&self, ledger: &mut Ledger, piece: &Piece<'_>, to: PageState) -> Result<(), ConversionError> {
-        let steps = piece.ram.conversion(piece.gpa, to).map_err(|source| piece.failed(to, source.into()))?;
-        let aliases = steps.iter().filter_map(|step| match step {
-            Step::SetAttribute { range, state } => Some((*range, *state)),
-            Step::Discard { .. } => None,
-        });
-        let mut done: Vec<(GpaRange, PageState)> = Vec::new();
-        for (range, state) in aliases {
-            match self.set_attribute(range, state) {
-                Ok(()) => done.push((range, state)),
-                Err(Incomplete { source, partly }) => {
-                    done.extend(partly.map(|part| (part, state)));
-                    for (range, state) in done.into_iter().rev() {
-                        self.set_attribute(range, state.other()).map_err(|Incomplete { source, .. }| {
-                            ledger.inconsistent = true;
-                            ConversionError::Inconsistent { range: piece.gpa, source }
-                        })?;
-                    }
-                    return Err(piece.failed(to, source));
-                }
+        for (index, step) in piece.ram.conversion(piece.gpa, to).enumerate() {
+            let Step::SetAttribute { range, state } = step.map_err(|source| piece.failed(to, source.into()))? else {
+                continue;
+            };
+            let Err(Incomplete { source, partly }) = self.set_attribute(range, state) else { continue };
+            let before = piece.ram.conversion(piece.gpa, to).take(index).filter_map(|step| match step {
+                Ok(Step::SetAttribute { range, .. }) => Some(range),
+                _ => None,
+            });
+            let done: Vec<GpaRange> = before.chain(partly).collect();
+            for range in done.into_iter().rev() {
+                self.set_attribute(range, to.other()).map_err(|Incomplete { source, .. }| {
+                    ledger.inconsistent = true;
+                    ConversionError::Inconsistent { range: piece.gpa, source }
+                })?;
             }
+            return Err(piece.failed(to, source));
         }
         Ok(())
     }

@@ -4,10 +4,10 @@
 //! converts too often slows down itself. What changes nothing (the pages have the state already) is no conversion here.
 
 use std::num::NonZeroU32;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arch::x86_64::private_faults::ConversionKind;
+use parking_lot::Mutex;
 
 /// What one kind of conversion may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,7 +53,7 @@ pub(in crate::memory) struct Turns(Mutex<[Option<Instant>; 3]>);
 impl Turns {
     /// Takes the next turn of a kind, and tells how long it is until then.
     pub(in crate::memory) fn take(&self, kind: ConversionKind, per_second: NonZeroU32, now: Instant) -> Duration {
-        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turns = self.0.lock();
         let turn = &mut turns[kind as usize];
         // Time that nobody used is not saved up.
         let mine = turn.map_or(now, |next| next.max(now));

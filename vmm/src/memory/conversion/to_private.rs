@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arch::x86_64::memory_layout::RamRange;
 use hypervisor::PageState::{Private, Shared};
+use parking_lot::MutexGuard;
 
 use super::{ConversionError, ConversionListener, Piece};
 use crate::memory::GuestRam;
@@ -42,12 +43,13 @@ fn unmap(quiesced: Quiesced, piece: &Piece<'_>, listeners: &[Arc<dyn ConversionL
 
 impl GuestRam {
     /// Converts the first piece of shared pages among these. `None` if there is none.
-    pub(super) fn next_to_private(
-        &self,
+    pub(super) fn next_to_private<'l>(
+        &'l self,
+        ledger: MutexGuard<'l, Ledger>,
         ram: &RamRange,
         pages: PageRange,
     ) -> Result<Option<PageRange>, ConversionError> {
-        let Some((piece, revoked, listeners)) = self.revoke_next(ram, pages)? else { return Ok(None) };
+        let Some((piece, revoked, listeners)) = self.revoke_next(ledger, ram, pages)? else { return Ok(None) };
         let quiesced = self.quiesce_piece(&piece, revoked, Patience::UntilPause)?;
         let unmapped = unmap(quiesced, &piece, &listeners);
         let mut ledger = self.ledger();
@@ -75,12 +77,12 @@ impl GuestRam {
     /// Revokes the first piece of shared pages among these. Returns the listeners of that moment: one that is added later
     /// never gets pages that are on their way to private.
     #[expect(clippy::type_complexity, reason = "the three belong to one moment, and nobody else needs them")]
-    fn revoke_next<'a>(
-        &self,
+    fn revoke_next<'a, 'l>(
+        &'l self,
+        mut ledger: MutexGuard<'l, Ledger>,
         ram: &'a RamRange,
         pages: PageRange,
     ) -> Result<Option<(Piece<'a>, Revoked, Arc<[Arc<dyn ConversionListener>]>)>, ConversionError> {
-        let mut ledger = self.running_ledger()?;
         loop {
             let Some(run) = Self::first_run(&ledger, pages, Shared) else { return Ok(None) };
             let failed = |source| ConversionError::Failed { range: ram.gpa, to: Private, source };

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use arch::x86_64::memory_layout::RamRange;
 use hypervisor::PageState::{Private, Shared};
+use parking_lot::MutexGuard;
 
 use super::{ConversionError, ConversionListener, Piece};
 use crate::memory::GuestRam;
 use crate::memory::discards::Debt;
 use crate::memory::guarded::PageRange;
+use crate::memory::ledger::Ledger;
 
 /// Pages that are shared, which not all listeners know yet.
 #[must_use]
@@ -21,24 +23,25 @@ struct Published {
 
 impl GuestRam {
     /// Converts the first piece of private pages among these. `None` if there is none.
-    pub(super) fn next_to_shared(
-        &self,
+    pub(super) fn next_to_shared<'l>(
+        &'l self,
+        ledger: MutexGuard<'l, Ledger>,
         ram: &RamRange,
         pages: PageRange,
     ) -> Result<Option<PageRange>, ConversionError> {
-        let Some((piece, published)) = self.publish_next(ram, pages)? else { return Ok(None) };
+        let Some((piece, published)) = self.publish_next(ledger, ram, pages)? else { return Ok(None) };
         let debt = self.map(&piece, published)?;
         self.discards.settle(debt);
         Ok(Some(piece.pages))
     }
 
     /// Sets the attribute of the first piece of private pages among these, and publishes it.
-    fn publish_next<'a>(
-        &self,
+    fn publish_next<'a, 'l>(
+        &'l self,
+        mut ledger: MutexGuard<'l, Ledger>,
         ram: &'a RamRange,
         pages: PageRange,
     ) -> Result<Option<(Piece<'a>, Published)>, ConversionError> {
-        let mut ledger = self.running_ledger()?;
         loop {
             let Some(run) = Self::first_run(&ledger, pages, Private) else { return Ok(None) };
             let failed = |source| ConversionError::Failed { range: ram.gpa, to: Shared, source };
@@ -50,11 +53,12 @@ impl GuestRam {
                 continue;
             }
             self.flip(&mut ledger, &piece, Shared)?;
+            let debt = self.discards.owe(piece.pages, Private);
             if let Err(source) = ledger.writer.share(piece.pages) {
+                self.discards.forgive(debt);
                 self.flip(&mut ledger, &piece, Private)?;
                 return Err(ConversionError::Map { range: piece.gpa, source });
             }
-            let debt = self.discards.owe(piece.pages, Private);
             return Ok(Some((piece, Published { debt, listeners: ledger.listeners.clone() })));
         }
     }

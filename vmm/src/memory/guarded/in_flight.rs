@@ -38,6 +38,11 @@ impl InFlight {
         self.version.load(order::read())
     }
 
+    /// Whether there is none, for the one writer.
+    pub(super) fn is_empty(&self) -> bool {
+        self.version() & COUNT_MASK == 0
+    }
+
     /// The conversions in flight. Exact if the version is this one afterwards, too.
     ///
     /// A slot whose conversion has just ended may still be seen, so they can't be counted off: all slots are looked at,

@@ -60,11 +60,13 @@ impl PageRange {
     }
 
     /// Offset in the backings of the first byte.
+    #[inline]
     pub const fn offset(self) -> u64 {
         self.first() * PAGE_SIZE
     }
 
     /// Size in bytes.
+    #[inline]
     pub const fn bytes(self) -> u64 {
         self.count() * PAGE_SIZE
     }
@@ -82,6 +84,7 @@ impl PageRange {
     }
 
     /// The pages that are in both ranges.
+    #[inline]
     pub fn intersection(self, other: Self) -> Option<Self> {
         let (first, end) = (self.first.max(other.first), self.end.min(other.end));
         (first < end).then_some(Self { first, end })

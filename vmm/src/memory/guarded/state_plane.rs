@@ -173,7 +173,16 @@ impl StatePlane {
 
     /// Whether all pages of a range have this state. False for a range that is not wholly in the map.
     pub fn is_all(&self, range: PageRange, state: PageState) -> bool {
-        range.end() <= self.pages && self.runs(range).all(|run| run.state == state)
+        if range.end() > self.pages {
+            return false;
+        }
+        // Most ranges are of one kind, and one bit tells.
+        match (state, self.find(range.first(), range.end(), state == PageState::Shared)) {
+            (PageState::Shared, None) => true,
+            (PageState::Private, Some(_)) => false,
+            (PageState::Shared, Some(page)) if self.is_private(page) => false,
+            _ => self.runs(range).all(|run| run.state == state),
+        }
     }
 
     /// The runs of pages in a range, in order, without gaps and as long as they can be. Pages that the map doesn't have

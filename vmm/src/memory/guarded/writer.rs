@@ -108,6 +108,19 @@ impl Writer {
         self.plane.runs(range)
     }
 
+    /// The first run of pages in this state among these, converting or not.
+    pub fn first_run(&self, range: PageRange, state: PageState) -> Option<PageRange> {
+        let plane = &*self.plane;
+        if !plane.in_flight.is_empty() {
+            return self.runs(range).find(|run| run.state == state).map(|run| run.pages);
+        }
+        // Nothing is converting, so the bits tell all.
+        let end = range.end().min(plane.pages());
+        let private = state == PageState::Private;
+        let first = plane.find(range.first(), end, private)?;
+        PageRange::new(first, plane.find(first, end, !private).unwrap_or(end))
+    }
+
     /// Begins a conversion to private: from here on devices are refused these pages, all of which are shared.
     ///
     /// # Errors

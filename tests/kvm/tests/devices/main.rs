@@ -1,0 +1,23 @@
+//! Devices, as Debian's kernel finds and uses them.
+
+mod disk;
+mod entropy;
+mod power;
+
+use std::process::ExitCode;
+
+use kvm_tests::trial::trial;
+use libtest_mimic::Arguments;
+
+/// A named test.
+type Test = (&'static str, fn() -> anyhow::Result<()>);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = [disk::TESTS, entropy::TESTS, power::TESTS]
+        .into_iter()
+        .flatten()
+        .map(|(name, test)| trial(name, *test))
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

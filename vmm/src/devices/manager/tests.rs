@@ -1,0 +1,147 @@
+//! Devices that come and go, with a guest that is played by the test.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arch::x86_64::map::{
+    EVENT_PORT, EVENT_POWER_BUTTON, EVENT_SLOTS, SLOTS_EJECT_PORT, SLOTS_FILLED_PORT, SLOTS_LEAVING_PORT,
+};
+use arch::x86_64::{Isolation, MemoryLayout};
+use hypervisor::VmType;
+use hypervisor::model::{ModelHypervisor, ModelVm};
+
+use super::*;
+use crate::devices::virtio::{ActivateError, Activation};
+use crate::memory::{GuestRam, RamOptions};
+
+/// Counts how many of its kind there are.
+struct Probe(Arc<AtomicUsize>);
+
+impl Probe {
+    fn new(alive: &Arc<AtomicUsize>) -> Box<Self> {
+        alive.fetch_add(1, Ordering::SeqCst);
+        Box::new(Self(alive.clone()))
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl VirtioDevice for Probe {
+    fn device_type(&self) -> u32 {
+        4
+    }
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![16]
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn read_config(&self, _: u64, _: &mut [u8]) {}
+    fn activate(&mut self, _: Activation) -> std::result::Result<(), ActivateError> {
+        Ok(())
+    }
+    fn deactivate(&mut self) {}
+    fn pause(&mut self) {}
+    fn resume(&mut self) {}
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        vec![("lives", 1)]
+    }
+}
+
+fn manager() -> (Arc<ModelVm>, Arc<DeviceManager>) {
+    let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
+    vm.create_irqchip().unwrap();
+    let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
+    let ram = GuestRam::new(vm.clone(), layout, RamOptions::default()).unwrap();
+    let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), true).unwrap();
+    (vm, manager)
+}
+
+fn register(manager: &DeviceManager, port: u16) -> u32 {
+    let mut data = [0xff; 4];
+    manager.read_events(port, &mut data);
+    u32::from_le_bytes(data)
+}
+
+fn is_there(manager: &DeviceManager, slot: u32) -> bool {
+    manager.bus().write_port(0xcf8, &(1 << 31 | slot << 11).to_le_bytes());
+    let mut data = [0xff; 2];
+    manager.bus().read_port(0xcfc, &mut data);
+    data != [0xff; 2]
+}
+
+#[test]
+fn a_device_is_there_until_the_guest_lets_go_of_it() {
+    let (vm, manager) = manager();
+    let alive = Arc::default();
+    let lines = vm.interrupt_lines();
+    let first = manager.add("rng", None, Probe::new(&alive)).unwrap();
+    let second = manager.add("rng", Some("mine"), Probe::new(&alive)).unwrap();
+    assert_eq!((first.id.as_str(), first.bdf.as_str()), ("_rng0", "0000:00:01.0"));
+    assert_eq!((second.id.as_str(), second.bdf.as_str()), ("mine", "0000:00:02.0"));
+    assert_eq!(register(&manager, EVENT_PORT), EVENT_SLOTS);
+    assert_eq!((register(&manager, EVENT_PORT), register(&manager, SLOTS_FILLED_PORT)), (0, 0b110));
+    assert_eq!((register(&manager, SLOTS_FILLED_PORT), register(&manager, SLOTS_LEAVING_PORT)), (0, 0));
+
+    manager.remove("mine").unwrap();
+    manager.remove("mine").unwrap();
+    assert_eq!((register(&manager, EVENT_PORT), register(&manager, SLOTS_LEAVING_PORT)), (EVENT_SLOTS, 0b100));
+    assert!(is_there(&manager, 2) && manager.list() == [first.clone(), second]);
+    // What nobody asked for, what is not there, and registers and widths that are none.
+    manager.write_events(SLOTS_EJECT_PORT, &(!0b100u32).to_le_bytes());
+    manager.write_events(SLOTS_EJECT_PORT, &[0b100]);
+    manager.write_events(SLOTS_LEAVING_PORT, &[0xff; 4]);
+    assert_eq!((manager.list().len(), alive.load(Ordering::SeqCst)), (2, 2));
+
+    manager.write_events(SLOTS_EJECT_PORT, &0b100u32.to_le_bytes());
+    assert!(!is_there(&manager, 2) && manager.list() == [first]);
+    assert_eq!(alive.load(Ordering::SeqCst), 1);
+    assert_eq!(vm.interrupt_lines().len(), lines.len() + 2);
+    assert!(!manager.counters().contains_key("mine"));
+    // The slot is free again, and the name.
+    let again = manager.add("rng", Some("mine"), Probe::new(&alive)).unwrap();
+    assert_eq!(again.bdf, "0000:00:02.0");
+    assert_eq!(manager.counters()["mine"]["lives"], 1);
+    drop(manager);
+    assert_eq!(alive.load(Ordering::SeqCst), 0);
+    assert!(vm.msi_routes().is_empty() && vm.interrupt_lines() == lines);
+}
+
+#[test]
+fn errors_say_what_is_wrong_and_take_nothing() {
+    let (vm, manager) = manager();
+    let alive = Arc::default();
+    let lines = vm.interrupt_lines();
+    let error = manager.remove("disk7").unwrap_err().to_string();
+    assert_eq!(error, "the machine has no device \"disk7\": its devices are none");
+    manager.add("rng", Some("a"), Probe::new(&alive)).unwrap();
+    for (id, reason) in [("a", "another device has it"), ("", "it is empty")] {
+        let error = manager.add("rng", Some(id), Probe::new(&alive)).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    for _ in 2..PCI_SLOTS {
+        manager.add("rng", None, Probe::new(&alive)).unwrap();
+    }
+    let error = manager.add("rng", None, Probe::new(&alive)).unwrap_err().to_string();
+    assert!(error.contains("all 31 slots") && error.contains("remove a device"), "{error}");
+    assert_eq!((manager.list().len(), alive.load(Ordering::SeqCst)), (31, 31));
+    assert!(manager.set_balloon(1 << 20).is_err());
+    drop(manager);
+    assert_eq!(vm.interrupt_lines(), lines);
+}
+
+#[test]
+fn the_power_button_is_an_event() {
+    let (_vm, manager) = manager();
+    manager.power_button().unwrap();
+    assert_eq!((register(&manager, EVENT_PORT), register(&manager, EVENT_PORT)), (EVENT_POWER_BUTTON, 0));
+    // Another width takes nothing away.
+    manager.power_button().unwrap();
+    for size in [0, 1, 2, 3, 5, 8] {
+        manager.read_events(EVENT_PORT, &mut vec![0xff; size]);
+    }
+    assert_eq!(register(&manager, EVENT_PORT), EVENT_POWER_BUTTON);
+}

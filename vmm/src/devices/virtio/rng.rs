@@ -1,0 +1,155 @@
+//! The entropy device (virtio 1.3, 5.4): fills what the driver offers with bytes of a file.
+//!
+//! Guarantees: a request takes at most [`MAX_REQUEST`] bytes of the source, and the driver is told how many it got. A request
+//! whose buffer is not shared memory, as a whole, gets none and takes none; nor does one get any when the source has none.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::ControlFlow;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+use rustix::event::epoll::EventFlags;
+
+use super::counter::Counter;
+use super::ring::{Chain, Ring};
+use super::worker::{Service, Sources, Worker};
+use super::{ActivateError, Activation, VirtioDevice};
+use crate::config::RngConfig;
+use crate::memory::guarded::DeviceView;
+use crate::{Error, Result};
+
+/// The device ID (virtio 1.3, 5).
+const ENTROPY: u32 = 4;
+const QUEUE_SIZE: u16 = 256;
+/// The most bytes that one request gets.
+const MAX_REQUEST: u32 = 64 << 10;
+
+/// The device.
+pub struct Rng {
+    source: File,
+    counters: Arc<Counters>,
+    worker: Option<Worker>,
+}
+
+#[derive(Default)]
+struct Counters {
+    requests: Counter,
+    bytes: Counter,
+    refused: Counter,
+    source_errors: Counter,
+    queue_faults: Arc<Counter>,
+}
+
+impl Rng {
+    /// A device with this source.
+    ///
+    /// # Errors
+    /// A file that can't be read.
+    pub fn new(config: &RngConfig) -> Result<Self> {
+        let path = &config.source;
+        let open = || {
+            // A source that has nothing at the moment (a pipe) does not keep the device's thread.
+            let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+            if file.metadata()?.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(file) }
+        };
+        let failed =
+            |source| Error::File { operation: "read", role: "source of random numbers", path: path.clone(), source };
+        Ok(Self { source: open().map_err(failed)?, counters: Arc::default(), worker: None })
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn device_type(&self) -> u32 {
+        ENTROPY
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, _: u64, _: &mut [u8]) {}
+
+    fn activate(&mut self, activation: Activation) -> std::result::Result<(), ActivateError> {
+        let Activation { memory, queues, interrupt, .. } = activation;
+        let Some(queue) = queues.into_iter().next() else { return Ok(()) };
+        let failed = |operation| move |source| ActivateError { operation, source };
+        let service = Entropy {
+            source: self.source.try_clone().map_err(failed("use the source of random numbers"))?,
+            ring: Ring::new(queue, &interrupt, &self.counters.queue_faults),
+            view: memory.view("rng"),
+            counters: self.counters.clone(),
+        };
+        let set_up = |service: &mut Entropy, sources: &Sources| sources.add(service.ring.notified(), 0, EventFlags::IN);
+        self.worker = Some(Worker::start("rng", service, set_up).map_err(failed("start the entropy device's thread"))?);
+        Ok(())
+    }
+
+    fn deactivate(&mut self) {
+        self.worker = None;
+    }
+
+    fn pause(&mut self) {
+        self.worker.iter().for_each(Worker::pause);
+    }
+
+    fn resume(&mut self) {
+        self.worker.iter().for_each(Worker::resume);
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let Counters { requests, bytes, refused, source_errors, queue_faults } = &*self.counters;
+        vec![
+            ("requests", requests.get()),
+            ("bytes", bytes.get()),
+            ("refused", refused.get()),
+            ("source_errors", source_errors.get()),
+            ("queue_faults", queue_faults.get()),
+        ]
+    }
+}
+
+/// What the device's thread works with.
+struct Entropy {
+    source: File,
+    ring: Ring,
+    view: DeviceView,
+    counters: Arc<Counters>,
+}
+
+impl Service for Entropy {
+    fn ready(&mut self, _: u64, _: &Sources) -> ControlFlow<()> {
+        let Self { source, ring, view, counters } = self;
+        ring.serve(view, |chain| fill(source, view, chain, counters));
+        ControlFlow::Continue(())
+    }
+}
+
+/// Fills the buffers of a request, and says how many bytes that are.
+fn fill(source: &mut File, view: &DeviceView, mut chain: Chain, counters: &Counters) -> u32 {
+    counters.requests.add(1);
+    let Ok(mut buffers) = chain.writable.take_first(MAX_REQUEST).guard(view) else {
+        counters.refused.add(1);
+        return 0;
+    };
+    let mut bytes = vec![0; buffers.size()];
+    let mut read = 0;
+    while read < bytes.len() {
+        match source.read(&mut bytes[read..]) {
+            Ok(count @ 1..) => read += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => {
+                counters.source_errors.add(1);
+                break;
+            }
+        }
+    }
+    let written = buffers.copy_in(&bytes[..read]);
+    counters.bytes.add(written as u64);
+    // At most MAX_REQUEST.
+    written as u32
+}
