@@ -47,12 +47,16 @@ impl ApiError {
 
     /// What the machine said. What the operator's request can cause is the operator's to mend.
     pub fn from_machine(message: impl Into<String>, error: &vmm::Error) -> Self {
-        use vmm::Error::{Conversion, Ended, GuestMemory, Hypervisor, Memory, System, Vcpu};
+        use vmm::Error::{
+            Conversion, DeviceName, Ended, GuestMemory, Hypervisor, Memory, NoInterruptLine, NoSlot, NoSuchDevice,
+            System, Vcpu,
+        };
         let status = match error {
             Hypervisor(_) | Memory(_) | GuestMemory { .. } | Conversion(_) | System { .. } | Vcpu { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Ended => StatusCode::CONFLICT,
+            NoSuchDevice { .. } => StatusCode::NOT_FOUND,
+            Ended | NoSlot { .. } | NoInterruptLine | DeviceName { .. } => StatusCode::CONFLICT,
             _ => StatusCode::BAD_REQUEST,
         };
         Self::caused(status, message, error)
