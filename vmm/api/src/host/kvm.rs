@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arch::x86_64::Isolation;
 use hypervisor::Hypervisor;
-use vmm::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
+use vmm::config::{ConsoleConfig, DiskConfig, NetConfig, VmConfig, VsockConfig};
 use vmm::console::Output;
 use vmm::events::EventMonitor;
 use vmm::machine::MachineHandle;
@@ -40,6 +40,7 @@ impl Host for KvmHost {
 fn refuse_what_is_not_there(config: &VmConfig) -> Result<()> {
     let wanted = [
         (config.vsock.is_some(), "this build has no socket device: leave it out"),
+        (config.console != ConsoleConfig::Off, "this build has no virtio console: use the serial console"),
         (config.balloon.is_some(), "this build has no balloon: leave it out"),
     ];
     wanted.into_iter().find(|(wanted, _)| *wanted).map_or(Ok(()), |(_, why)| Err(Error::Contradiction(why)))
