@@ -71,7 +71,7 @@ impl Linux {
             initramfs: Some(at("initramfs")),
             command_line: "console=ttyS0 quiet panic=-1".into(),
             cpus: CpusConfig { boot: 1 },
-            memory: MemoryConfig { size: 512 << 20, unmappable: None },
+            memory: MemoryConfig { size: 512 << 20, unmappable: None, window: 0 },
             isolation: Some(boot.isolation),
             conversions: Policy::default(),
             serial: SerialConfig::File(at("console")),
