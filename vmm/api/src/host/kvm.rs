@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arch::x86_64::Isolation;
 use hypervisor::Hypervisor;
-use vmm::config::{ConsoleConfig, DiskConfig, NetConfig, VmConfig, VsockConfig};
+use vmm::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
 use vmm::console::Output;
 use vmm::events::EventMonitor;
 use vmm::machine::MachineHandle;
