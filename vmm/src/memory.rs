@@ -56,7 +56,7 @@ use lent::LentMemory;
 use statistics::Counters;
 
 pub use conversion::ConversionError;
-pub use statistics::MemoryStatistics;
+pub use statistics::{LATENCIES, LatencyHistogram, MemoryStatistics};
 
 /// Name of the shared backing; it shows in `/proc/PID/maps`.
 const SHARED_NAME: &str = "guest-ram";

@@ -18,6 +18,7 @@ pub use devices::{
     BalloonConfig, ConsoleConfig, ConsoleMode, DiskConfig, NetConfig, RngConfig, SerialConfig, VsockConfig,
 };
 pub use memory::{
-    Contents, ConversionAnswer, ConversionRequest, Fate, MemoryMap, MemoryRun, MemoryStats, PolicyConfig, State,
+    Contents, ConversionAnswer, ConversionRequest, Fate, Latency, MemoryMap, MemoryRun, MemoryStats, PolicyConfig,
+    State,
 };
 pub use requests::{RemoveDevice, Resize};

@@ -97,14 +97,18 @@ impl GuestRam {
     /// The first piece that could not be converted. Pieces before it are converted, pieces behind it are not; on each of
     /// them the map, the attributes and the backings agree.
     pub fn convert(&self, request: ConversionRequest) -> Result<bool, ConversionError> {
-        if request.kind == ConversionKind::Implicit {
-            // The access met KVM's attribute, which may be ahead of the map until the ledger is let go.
-            drop(self.ledger());
+        let rule = self.policy.load().rule(request.kind);
+        // Nobody is refused or delayed for what changes nothing. Where all may go on, the conversion itself finds out.
+        if rule != Rule::Allow {
+            if request.kind == ConversionKind::Implicit {
+                // The access met KVM's attribute, which may be ahead of the map until the ledger is let go.
+                drop(self.ledger());
+            }
+            if self.is_settled(request.range, request.to) {
+                return Ok(false);
+            }
         }
-        if self.is_settled(request.range, request.to) {
-            return Ok(false);
-        }
-        let turn = self.wait_for_turn(request.kind);
+        let turn = self.wait_for_turn(request.kind, rule);
         let start = Instant::now();
         let result = turn.and_then(|()| self.convert_range(request.range, request.to, request.kind));
         self.count(request.kind, start, result)
@@ -148,8 +152,8 @@ impl GuestRam {
         })
     }
 
-    fn wait_for_turn(&self, kind: ConversionKind) -> Result<(), ConversionError> {
-        let turn = match self.policy.load().rule(kind) {
+    fn wait_for_turn(&self, kind: ConversionKind, rule: Rule) -> Result<(), ConversionError> {
+        let turn = match rule {
             Rule::Allow => return Ok(()),
             Rule::Refuse => return Err(ConversionError::Refused { kind }),
             Rule::Limit { per_second } => {
@@ -172,7 +176,9 @@ impl GuestRam {
         if to == PageState::Private && !self.layout.converts() {
             return Err(ConversionError::NotConvertible { range });
         }
-        self.check_backlog(range)?;
+        if let Err(error) = self.check_backlog(range) {
+            return if self.is_settled(range, to) { Ok(false) } else { Err(error) };
+        }
         let ledger = self.running_ledger()?;
         if to == PageState::Private {
             // All of it is refused, not only the piece with the lent page.

@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 use super::{Api, blocking};
 use crate::ApiError;
 use crate::error::Errors;
-use crate::types::{Counters, MemoryStats, VmState};
+use crate::types::{Counters, Latency, MemoryStats, VmState};
 
 /// Prometheus' text format.
 const TEXT: &str = "text/plain; version=0.0.4";
@@ -74,6 +74,21 @@ impl Text {
         self.gauge("discard_backlog_bytes", backlog, "", &[("", m.discard_backlog_bytes)]);
         let discards = "Times that the host did not take memory back.";
         self.counter("discards_failed_total", discards, "", &[("", m.discards_failed)]);
+        self.latency("conversion_seconds", "How long conversions took that changed something.", &m.conversion_latency);
+    }
+
+    /// A histogram, whose buckets hold those before them, too.
+    fn latency(&mut self, name: &str, help: &str, latency: &Latency) {
+        self.head(name, "histogram", help);
+        let mut total = 0;
+        for (power, count) in latency.counts.iter().enumerate() {
+            total += count;
+            let last = power + 1 == latency.counts.len();
+            let below = if last { "+Inf".into() } else { ((1u64 << power) as f64 / 1e6).to_string() };
+            let _ = writeln!(self.0, "umbra_{name}_bucket{{le=\"{below}\"}} {total}");
+        }
+        let _ = writeln!(self.0, "umbra_{name}_sum {}", latency.sum_ns as f64 / 1e9);
+        let _ = writeln!(self.0, "umbra_{name}_count {total}");
     }
 
     fn devices(&mut self, devices: &Counters) {
@@ -123,6 +138,8 @@ mod tests {
         server.put("/vm.add-disk", Some(r#"{"path":"/tmp/i","id":"d"}"#.into())).await.is(200);
         let text = server.get("/vmm.metrics").await.text();
         let lines = [
+            "umbra_conversion_seconds_bucket{le=\"+Inf\"} 1",
+            "umbra_conversion_seconds_count 1",
             "umbra_vm_state{state=\"Running\"} 1",
             "umbra_memory_bytes{state=\"private\"} 67108864",
             "umbra_device_total{device=\"d\",counter=\"requests\"} 0",
@@ -132,7 +149,7 @@ mod tests {
         }
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (name, value) = line.rsplit_once(' ').unwrap();
-            assert!(name.starts_with("umbra_") && value.parse::<u64>().is_ok(), "{line}");
+            assert!(name.starts_with("umbra_") && value.parse::<f64>().is_ok(), "{line}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vmm::memory::MemoryStatistics;
+use vmm::memory::{LATENCIES, MemoryStatistics};
 
 /// The state of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
@@ -67,6 +67,17 @@ pub struct MemoryStats {
     pub discard_backlog_bytes: u64,
     /// How often the host failed to take memory back.
     pub discards_failed: u64,
+    /// How long conversions took that changed something.
+    pub conversion_latency: Latency,
+}
+
+/// How long things took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+pub struct Latency {
+    /// Entry `n` counts what took less than 2^n microseconds and is in no entry before it; the last one counts all the rest.
+    pub counts: [u64; LATENCIES],
+    /// All of them together, in nanoseconds.
+    pub sum_ns: u64,
 }
 
 impl From<MemoryStatistics> for MemoryStats {
@@ -84,6 +95,10 @@ impl From<MemoryStatistics> for MemoryStats {
             accesses_refused: from.accesses_refused,
             discard_backlog_bytes: from.discard_backlog_bytes,
             discards_failed: from.discards_failed,
+            conversion_latency: Latency {
+                counts: from.conversion_latency.counts,
+                sum_ns: from.conversion_latency.sum_ns,
+            },
         }
     }
 }

@@ -42,10 +42,29 @@ pub fn figures(value: &Value) -> String {
         let text = match value.as_u64() {
             Some(bytes) if name.ends_with("_bytes") || name == "size" => size(bytes),
             Some(address) if name == "gpa" => format!("{address:#x}"),
+            _ if name == "conversion_latency" => latency(value),
             _ => plain(value),
         };
         (name, text)
     }))
+}
+
+/// How long things took: the median's bucket, and that of the slowest.
+fn latency(value: &Value) -> String {
+    let counts: Vec<u64> = value["counts"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    let total: u64 = counts.iter().sum();
+    let below = |rank: u64| {
+        let mut seen = 0;
+        let power = counts.iter().position(|count| {
+            seen += count;
+            seen >= rank
+        });
+        match power {
+            Some(power) if power + 1 < counts.len() => format!("below {} µs", 1u64 << power),
+            _ => "seconds".into(),
+        }
+    };
+    if total == 0 { "-".into() } else { format!("half {}, all {}", below(total.div_ceil(2)), below(total)) }
 }
 
 /// The machine.
@@ -101,6 +120,14 @@ mod tests {
     fn figures_have_units_and_stand_under_each_other() {
         let text = figures(&json!({ "gpa": 4096, "changed_bytes": 2097152, "contents": "kept" }));
         assert_eq!(text, "changed_bytes  2 MiB\ncontents       kept\ngpa            0x1000\n");
+    }
+
+    #[test]
+    fn latencies_are_told_by_their_buckets() {
+        let of = |counts: &[u64]| latency(&json!({ "counts": counts, "sum_ns": 1 }));
+        assert_eq!(of(&[0, 0, 0]), "-");
+        assert_eq!(of(&[0, 3, 0, 1, 0]), "half below 2 µs, all below 8 µs");
+        assert_eq!(of(&[1, 0, 2]), "half seconds, all seconds");
     }
 
     #[test]
