@@ -125,9 +125,7 @@ fn inside(
         out: out.to_owned(),
         time_limit: options.time_limit(LIMIT),
         terminal: Terminal::Stream,
-        // Guests of several processors patch their code as they run, and with a thread for each emulated processor one of
-        // them now and then meets a breakpoint that is not there any more.
-        emulation: Emulation::OneThread,
+        emulation: Emulation::Parallel,
     };
     let status = machine.run(&job)?;
     if status != 0 {

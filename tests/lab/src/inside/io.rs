@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn measure(args: &Args, isolation: Isolation) -> Result<Times> {
     eprintln!("lab: booting {} with isolation={} ...", args.system_name, isolation.name());
-    let mut vm = Vm::start(args, isolation, new_seed()?)?;
+    let mut vm = Vm::start(args, isolation, 2, new_seed()?)?;
     let result = transfer(&mut vm).and_then(|times| steer::power_off(&mut vm).map(|_| times));
     result.map_err(|error| {
         anyhow!("with isolation={}, {error:#}{}", isolation.name(), vm.last_words(args.plan.show_console))

@@ -41,7 +41,7 @@ pub struct Vm<'a> {
 
 impl<'a> Vm<'a> {
     /// Starts umbra.
-    pub fn start(args: &'a Args, isolation: Isolation, seed: String) -> Result<Self> {
+    pub fn start(args: &'a Args, isolation: Isolation, processors: u8, seed: String) -> Result<Self> {
         // Paths of sockets must be short.
         let folder = tempfile::Builder::new().prefix("demo-").tempdir().context("cannot make a temporary folder")?;
         let root = folder.path().join("disk");
@@ -53,7 +53,8 @@ impl<'a> Vm<'a> {
         command.arg("--cmdline").arg(command_line(&seed, args.plan.show_console));
         command.arg("--memory").arg(memory(&args.plan.memory, isolation));
         command.arg("--platform").arg(format!("isolation={}", isolation.name()));
-        command.args(["--cpus", "boot=2", "--serial", "tty"]);
+        command.arg("--cpus").arg(format!("boot={processors}"));
+        command.args(["--serial", "tty"]);
         command.arg("--disk").arg(with_path("path=", &root));
         command.arg("--net").arg(format!("tap={TAP},mac={MAC}"));
         command.arg("--vsock").arg(with_path(&format!("cid={CID},socket="), &folder.path().join("vsock")));
