@@ -32,7 +32,7 @@ fn too_large_for_a_slot() -> anyhow::Result<()> {
     require(require_caps(&[])?.caps(), Isolation::Software.requirements())?;
     let umbra = Umbra::new()?;
     let words = ["cannot set up guest memory", "0x7fffffff pages", "give the guest less memory"];
-    umbra.rejects(&mut umbra.run(&["--memory", "size=12T,unmappable=on"]), 1, &words)?;
+    umbra.rejects(&mut umbra.run(&["--memory", "size=9T,unmappable=on"]), 1, &words)?;
     // Beyond what the attribute map counts.
     umbra.rejects(&mut umbra.run(&["--memory", "size=60T,unmappable=on"]), 1, &["attribute map", "at most"])
 }
