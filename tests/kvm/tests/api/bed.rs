@@ -42,8 +42,9 @@ impl Bed {
             folder,
             deadline: Instant::now() + LIFE,
         };
-        while !bed.socket().exists() {
-            bed.waits("the socket")?;
+        // There is a moment when the socket is there and nobody listens yet.
+        while bed.client.call("vmm.ping", &[], None, "application/json").is_err() {
+            bed.waits("the API")?;
         }
         Ok(bed)
     }
