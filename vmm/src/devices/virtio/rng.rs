@@ -122,9 +122,9 @@ struct Entropy {
 }
 
 impl Service for Entropy {
-    fn ready(&mut self, _: u64, _: &Sources) -> ControlFlow<()> {
+    fn ready(&mut self, _: u64, sources: &Sources) -> ControlFlow<()> {
         let Self { source, ring, view, counters } = self;
-        ring.serve(view, |chain| fill(source, view, chain, counters));
+        ring.serve(view, sources, |chain| fill(source, view, chain, counters));
         ControlFlow::Continue(())
     }
 }
