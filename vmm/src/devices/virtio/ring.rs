@@ -78,14 +78,8 @@ impl Ring {
     /// Takes over a queue. `faults` counts what is wrong with it.
     pub fn new(active: ActiveQueue, interrupt: &Arc<dyn Interrupt>, faults: &Arc<Counter>) -> Self {
         let ActiveQueue { index, queue, notified } = active;
-        let ring = Self {
-            index,
-            queue,
-            notified,
-            interrupt: interrupt.clone(),
-            faults: faults.clone(),
-            unannounced: false,
-        };
+        let ring =
+            Self { index, queue, notified, interrupt: interrupt.clone(), faults: faults.clone(), unannounced: false };
         // What the driver made available before anybody listened.
         ring.again();
         ring
