@@ -269,6 +269,34 @@ mod tests {
         }
     }
 
+    /// Has always more to do, until it is called away.
+    struct Busy(OwnedFd, Arc<AtomicU64>);
+
+    impl Service for Busy {
+        fn ready(&mut self, _: u64, sources: &Sources) -> ControlFlow<()> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            while !sources.is_called_away() {
+                std::thread::yield_now();
+            }
+            ControlFlow::Continue(())
+        }
+    }
+
+    #[test]
+    fn a_service_that_has_much_to_do_is_called_away_and_comes_back() {
+        let wake = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
+        let count = Arc::new(AtomicU64::new(0));
+        let set_up = |service: &mut Busy, sources: &Sources| sources.add(&service.0, 7, EventFlags::IN);
+        let worker = Worker::start("busy", Busy(wake, count.clone()), set_up).unwrap();
+        for round in 1..5 {
+            wait_until(|| count.load(Ordering::SeqCst) == round);
+            worker.pause();
+            worker.resume();
+        }
+        wait_until(|| count.load(Ordering::SeqCst) == 5);
+        drop(worker);
+    }
+
     #[test]
     fn a_paused_worker_ends_when_it_is_dropped() {
         let (worker, _pipe, _) = counter();
