@@ -5,19 +5,22 @@
 //! dropped.
 //!
 //! An output that takes nothing (a pipe that nobody reads) holds the guest up, but never the end of the machine nor its
-//! pauses: what a vCPU is writing when the machine pauses is kept, and written before anything else.
+//! pauses. What a vCPU is writing to the serial port when the machine pauses is kept, and written once it goes on, before
+//! anything else. The virtio console's output waits in its device, which gives it a moment more at the end. An output that
+//! takes what it gets loses nothing, whenever a machine pauses or ends.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{self, OptionalActions, Termios};
 
 use crate::config::{ConsoleConfig, SerialConfig};
 use crate::devices::Devices;
+use crate::devices::virtio::console::output::PromptOutput;
 use crate::machine::Control;
 use crate::{Error, Result, Stop};
 
@@ -54,17 +57,22 @@ impl Output {
     /// # Errors
     /// A file that can't be created.
     pub(crate) fn writer(&self, control: Arc<Control>) -> Result<Box<dyn Write + Send>> {
-        writer(&self.serial, &self.config, "serial output", control)
+        let file = opened(&self.serial, &self.config, "serial output")?;
+        Ok(match file {
+            Some(file) => Box::new(Patient::new(file, control)),
+            None => Box::new(io::sink()),
+        })
     }
 
-    /// The same for the virtio console, if there is one.
+    /// The virtio console's writer, if there is one: it never waits, which is the device's to do. `_control` is that of the
+    /// machine, as for [`Output::writer`]; such a writer has no use for it.
     ///
     /// # Errors
     /// A file that can't be created.
     pub(crate) fn console_writer(
         &self,
         config: &ConsoleConfig,
-        control: Arc<Control>,
+        _control: Arc<Control>,
     ) -> Result<Option<Box<dyn Write + Send>>> {
         let place = match config {
             ConsoleConfig::Off => return Ok(None),
@@ -72,28 +80,21 @@ impl Output {
             ConsoleConfig::File(path) => SerialConfig::File(path.clone()),
             ConsoleConfig::Null => SerialConfig::Null,
         };
-        writer(&self.console, &place, "console output", control).map(Some)
+        let file = opened(&self.console, &place, "console output")?;
+        Ok(Some(match file {
+            Some(file) => Box::new(PromptOutput::new(file)),
+            None => Box::new(io::sink()),
+        }))
     }
 }
 
-/// A writer to what was opened, or is now.
-fn writer(
-    opened: &Opened,
-    place: &SerialConfig,
-    role: &'static str,
-    control: Arc<Control>,
-) -> Result<Box<dyn Write + Send>> {
-    let file = match opened.get() {
-        Some(file) => file.clone(),
-        None => {
-            let file = open(place, role)?;
-            opened.get_or_init(|| file).clone()
-        }
-    };
-    Ok(match file {
-        Some(file) => Box::new(Patient { file, control, kept: Vec::new() }),
-        None => Box::new(io::sink()),
-    })
+/// What was opened, or is now.
+fn opened(opened: &Opened, place: &SerialConfig, role: &'static str) -> Result<Option<Arc<OwnedFd>>> {
+    if let Some(file) = opened.get() {
+        return Ok(file.clone());
+    }
+    let file = open(place, role)?;
+    Ok(opened.get_or_init(|| file).clone())
 }
 
 fn open(place: &SerialConfig, role: &'static str) -> Result<Option<Arc<OwnedFd>>> {
@@ -115,51 +116,109 @@ fn open(place: &SerialConfig, role: &'static str) -> Result<Option<Arc<OwnedFd>>
 struct Patient {
     file: Arc<OwnedFd>,
     control: Arc<Control>,
-    /// What a pause came in between of: a byte for each vCPU and pause, at the most.
-    kept: Vec<u8>,
+    kept: Arc<Mutex<Kept>>,
 }
 
-impl Patient {
-    /// Waits until the file takes something. `false` if the machine ends or pauses first.
-    fn wait(&self) -> io::Result<bool> {
-        while !self.control.is_ending() && !self.control.is_paused() {
-            let mut ready = [PollFd::new(&*self.file, PollFlags::OUT)];
-            match poll(&mut ready, Some(&LOOK)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => return Ok(true),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(false)
-    }
+/// What a pause came in between of.
+struct Kept {
+    output: PromptOutput,
+    /// A byte for each vCPU and pause, at the most.
+    bytes: Vec<u8>,
+    /// There is a thread that writes them once the machine goes on.
+    awaited: bool,
 }
 
-impl Write for Patient {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.kept.extend_from_slice(bytes);
-        while !self.kept.is_empty() {
-            match self.wait() {
-                Ok(true) => match rustix::io::write(&*self.file, &self.kept) {
-                    Ok(written) => drop(self.kept.drain(..written)),
-                    Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
-                    Err(errno) => {
-                        self.kept.clear();
-                        return Err(errno.into());
-                    }
-                },
-                // Nobody waits for what a machine that has ended still says; a paused one says it later.
-                Ok(false) => break,
+impl Kept {
+    /// Writes what the file takes without waiting. Returns whether that was all.
+    fn put_out(&mut self) -> io::Result<bool> {
+        while !self.bytes.is_empty() {
+            match self.output.write(&self.bytes) {
+                Ok(written) => drop(self.bytes.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => {
-                    self.kept.clear();
+                    self.bytes.clear();
                     return Err(error);
                 }
             }
         }
-        Ok(bytes.len())
+        Ok(true)
+    }
+}
+
+impl Patient {
+    fn new(file: Arc<OwnedFd>, control: Arc<Control>) -> Self {
+        let kept = Kept { output: PromptOutput::new(file.clone()), bytes: Vec::new(), awaited: false };
+        Self { file, control, kept: Arc::new(Mutex::new(kept)) }
+    }
+
+    /// Starts a thread that writes what is kept once the machine goes on: the guest may have nothing more to say. It ends
+    /// with that, or with the machine.
+    fn write_later(&self, kept: &mut Kept) {
+        let (file, control, shared) = (self.file.clone(), self.control.clone(), self.kept.clone());
+        let wait = move || {
+            loop {
+                let ending = control.is_ending();
+                if !control.is_paused() || ending {
+                    let mut kept = lock(&shared);
+                    // A failure is told when the guest writes next.
+                    if ending || kept.put_out().unwrap_or(true) {
+                        kept.awaited = false;
+                        return;
+                    }
+                    drop(kept);
+                    let _ = poll(&mut [PollFd::new(&*file, PollFlags::OUT)], Some(&LOOK));
+                } else {
+                    // Nothing to wait for but the time.
+                    let _ = poll(&mut [], Some(&LOOK));
+                }
+            }
+        };
+        // Without a thread the guest's next write does it.
+        kept.awaited = kept.awaited || std::thread::Builder::new().name("console".into()).spawn(wait).is_ok();
+    }
+}
+
+fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+    // Nothing in there panics half-way.
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut kept = lock(&self.kept);
+        kept.bytes.extend_from_slice(bytes);
+        loop {
+            // First of all: a file that takes it gets it, whatever becomes of the machine.
+            if kept.put_out()? {
+                return Ok(bytes.len());
+            }
+            // Nobody waits for what a machine that has ended still says; a paused one says it later.
+            if self.control.is_ending() {
+                return Ok(bytes.len());
+            }
+            if self.control.is_paused() {
+                self.write_later(&mut kept);
+                return Ok(bytes.len());
+            }
+            drop(kept);
+            match poll(&mut [PollFd::new(&*self.file, PollFlags::OUT)], Some(&LOOK)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            kept = lock(&self.kept);
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        lock(&self.kept).put_out().map(drop)
+    }
+}
+
+impl Drop for Patient {
+    fn drop(&mut self) {
+        // The last chance of what a pause or the end came in between of.
+        let _ = lock(&self.kept).put_out();
     }
 }
 
@@ -284,14 +343,20 @@ mod tests {
         assert_eq!(pass(false, &[b"\x01x"]), Some(b"\x01x".to_vec()));
     }
 
-    #[test]
-    fn what_a_pause_interrupts_is_written_later_and_in_order() {
+    /// A pipe that takes nothing more.
+    fn full_pipe() -> (OwnedFd, OwnedFd) {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
         while rustix::io::write(&writer, &[b'.'; 4096]).is_ok() {}
         rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::empty()).unwrap();
+        (reader, writer)
+    }
+
+    #[test]
+    fn what_a_pause_interrupts_is_written_later_and_in_order() {
+        let (reader, writer) = full_pipe();
         let control = Arc::new(Control::new(Vec::new(), true));
-        let mut output = Patient { file: Arc::new(writer), control: control.clone(), kept: Vec::new() };
+        let mut output = Patient::new(Arc::new(writer), control.clone());
         control.pause();
         // Nobody reads, and neither waits.
         assert_eq!((output.write(b"a").unwrap(), output.write(b"b").unwrap()), (1, 1));
@@ -304,5 +369,33 @@ mod tests {
         assert_eq!(output.write(b"c").unwrap(), 1);
         drop(output);
         assert!(reading.join().unwrap().ends_with(b".abc"));
+    }
+
+    #[test]
+    fn what_a_pause_interrupts_is_written_although_the_guest_says_nothing_more() {
+        let (reader, writer) = full_pipe();
+        let control = Arc::new(Control::new(Vec::new(), true));
+        let mut output = Patient::new(Arc::new(writer), control.clone());
+        control.pause();
+        assert_eq!(output.write(b"a").unwrap(), 1);
+        control.resume();
+        let mut reader = File::from(reader);
+        let mut byte = [0];
+        while byte != *b"a" {
+            reader.read_exact(&mut byte).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_gets_all_that_a_machine_says_although_it_pauses_or_ends() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let control = Arc::new(Control::new(Vec::new(), true));
+        let mut output = Patient::new(Arc::new(file.reopen().unwrap().into()), control.clone());
+        control.pause();
+        output.write_all(b"paused").unwrap();
+        assert_eq!(std::fs::read(file.path()).unwrap(), b"paused");
+        control.end(Ok(Stop::PowerOff));
+        output.write_all(b", ended").unwrap();
+        assert_eq!(std::fs::read(file.path()).unwrap(), b"paused, ended");
     }
 }

@@ -9,6 +9,7 @@
 //! Cost: one eventfd a line; a change of a route is one system call that passes the whole table.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hypervisor::{INTERRUPT_PINS, MAX_GSI, MsiRoute, Vm};
@@ -33,12 +34,14 @@ pub struct MsiLines {
     vm: Arc<dyn Vm>,
     /// The lines in use, and the routes of those that have one.
     routes: Mutex<BTreeMap<u32, Option<Message>>>,
+    /// Whether it was told that a route can't be had: the guest chooses them.
+    told: AtomicBool,
 }
 
 impl MsiLines {
     /// The lines of this machine, none of them in use.
     pub fn new(vm: Arc<dyn Vm>) -> Arc<Self> {
-        Arc::new(Self { vm, routes: Mutex::default() })
+        Arc::new(Self { vm, routes: Mutex::default(), told: AtomicBool::new(false) })
     }
 
     fn routes(&self) -> MutexGuard<'_, BTreeMap<u32, Option<Message>>> {
@@ -81,7 +84,9 @@ impl MsiLine {
     pub fn route(&self, message: Message) {
         let mut routes = self.lines.routes();
         routes.insert(self.gsi, Some(message));
-        if let Err(error) = self.lines.apply(&routes) {
+        if let Err(error) = self.lines.apply(&routes)
+            && !self.lines.told.swap(true, Ordering::Relaxed)
+        {
             tracing::warn!("interrupts of line {} go astray: {}", self.gsi, crate::error::chain(&error));
         }
     }

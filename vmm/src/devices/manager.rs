@@ -1,9 +1,13 @@
 //! The devices on the machine's PCI bus: those that it starts with, and those that come and go while it runs.
 //!
 //! A device that comes while the guest runs is put into a free slot, and the guest is told (`events`). One that is to go
-//! stays, and works, until the guest has let go of it: only then the slot is free, and all that the device had is given back
-//! (threads, descriptors, interrupt lines). A guest that never lets go keeps its device; asked again, it is told again. What
+//! stays, and works, until the guest has let go of it: only then all that the device had is given back (threads, descriptors,
+//! interrupt lines), and after that the slot and the name are free. A guest that never lets go keeps its device; asked again, it is told again. What
 //! a guest lets go of that nobody asked for stays where it is.
+//!
+//! Making a device, pausing or ending one may take its time (a file system that hangs, a slow disk). Nobody waits for that who
+//! wants something of another device: the inventory is locked for looks at it only, and a device that is being made has its
+//! slot and its name reserved.
 //!
 //! Names are the operator's, or made up as Cloud Hypervisor does: `_disk0`, `_net1`.
 
@@ -14,7 +18,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arch::x86_64::map::{PCI_MEMORY_START, PCI_SLOTS};
 use hypervisor::Vm;
@@ -46,13 +50,16 @@ pub struct DeviceManager {
     platform: Platform,
     events: Events,
     inventory: Mutex<Inventory>,
-    balloon: OnceLock<Arc<BalloonSize>>,
+    /// The balloon's name, and how it is steered.
+    balloon: Mutex<Option<(String, Arc<BalloonSize>)>>,
 }
 
 #[derive(Default)]
 struct Inventory {
     /// By slot.
     devices: BTreeMap<u8, Entry>,
+    /// The names of devices that are being made, by the slots that they will be in.
+    reserved: BTreeMap<u8, String>,
     /// How many names were made up so far.
     made_up: u64,
     /// The machine has ended.
@@ -62,15 +69,22 @@ struct Inventory {
 struct Entry {
     id: String,
     function: Arc<Mutex<VirtioPci>>,
-    /// The guest was asked to let go of it.
-    leaving: bool,
+    stage: Stage,
 }
 
-impl Entry {
-    fn function(&self) -> MutexGuard<'_, VirtioPci> {
-        // A function that panicked is as it was left; no other depends on it.
-        self.function.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// How far a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Staying,
+    /// The guest was asked to let go of it.
+    Leaving,
+    /// The guest has let go of it, and it is about to end.
+    Ending,
+}
+
+fn lock(function: &Mutex<VirtioPci>) -> MutexGuard<'_, VirtioPci> {
+    // A function that panicked is as it was left; no other depends on it.
+    function.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl DeviceManager {
@@ -86,7 +100,7 @@ impl DeviceManager {
             platform,
             events,
             inventory: Mutex::default(),
-            balloon: OnceLock::new(),
+            balloon: Mutex::default(),
         }))
     }
 
@@ -124,9 +138,9 @@ impl DeviceManager {
         }
         let balloon = Balloon::new(config, pages)?;
         let size = balloon.size().clone();
-        self.insert(Wanted::balloon(balloon))?;
+        let (_, added) = self.insert(Wanted::balloon(balloon))?;
         // A second one would be as good a balloon, and nobody would steer it.
-        let _ = self.balloon.set(size);
+        self.balloon().get_or_insert((added.id, size));
         Ok(())
     }
 
@@ -170,23 +184,23 @@ impl DeviceManager {
     }
 
     fn insert(&self, wanted: Wanted<'_>) -> Result<(u8, AddedDevice)> {
+        let Wanted { kind, id, make } = wanted;
+        let (slot, id) = self.inventory().reserve(kind, id)?;
+        let reservation = Reservation { manager: self, slot };
+        let base = PCI_MEMORY_START + u32::from(slot) * MEMORY_SIZE;
+        let function = VirtioPci::new(&id, make(&id)?, self.platform.clone(), base)?;
+        let function = Arc::new(Mutex::new(function));
         let mut inventory = self.inventory();
         if inventory.ended {
+            // The device first, then the reservation, which takes the lock.
+            drop(inventory);
             return Err(Error::Ended);
         }
-        let slots = 1..PCI_SLOTS;
-        let free = slots.clone().find(|slot| !inventory.devices.contains_key(slot));
-        let slot = free.ok_or(Error::NoSlot { slots: slots.end - slots.start })?;
-        let id = match wanted.id {
-            Some(id) => inventory.check_name(id)?,
-            None => inventory.make_up_name(wanted.kind),
-        };
-        let base = PCI_MEMORY_START + u32::from(slot) * MEMORY_SIZE;
-        let function = VirtioPci::new(&id, (wanted.make)(&id)?, self.platform.clone(), base)?;
-        let function = Arc::new(Mutex::new(function));
         self.bus.insert(slot, function.clone());
         let added = AddedDevice { id: id.clone(), bdf: bdf(slot) };
-        inventory.devices.insert(slot, Entry { id, function, leaving: false });
+        inventory.devices.insert(slot, Entry { id, function, stage: Stage::Staying });
+        drop(inventory);
+        drop(reservation);
         Ok((slot, added))
     }
 
@@ -198,11 +212,14 @@ impl DeviceManager {
         let mut inventory = self.inventory();
         let found = inventory.devices.iter_mut().find(|(_, entry)| entry.id == id);
         let Some((slot, entry)) = found else {
-            let devices = inventory.names().collect::<Vec<_>>().join(", ");
+            let names = inventory.devices.values().map(|entry| entry.id.as_str());
+            let devices = names.collect::<Vec<_>>().join(", ");
             return Err(Error::NoSuchDevice { id: id.into(), devices });
         };
-        entry.leaving = true;
-        self.events.leaving(*slot);
+        if entry.stage != Stage::Ending {
+            entry.stage = Stage::Leaving;
+            self.events.leaving(*slot);
+        }
         Ok(())
     }
 
@@ -211,7 +228,8 @@ impl DeviceManager {
     /// # Errors
     /// A machine without a balloon, or more than the guest has.
     pub fn set_balloon(&self, bytes: u64) -> Result<()> {
-        self.balloon.get().ok_or(Error::NoBalloon)?.set(bytes)
+        let balloon = self.balloon().as_ref().map(|(_, size)| size.clone());
+        balloon.ok_or(Error::NoBalloon)?.set(bytes)
     }
 
     /// Pushes the power button, which asks the guest to power off.
@@ -225,12 +243,12 @@ impl DeviceManager {
 
     /// Comes back when no device touches guest memory any more. The vCPUs stand still already.
     pub fn pause(&self) {
-        self.inventory().devices.values().for_each(|entry| entry.function().pause());
+        self.functions().values().for_each(|function| lock(function).pause());
     }
 
     /// Lets devices go on.
     pub fn resume(&self) {
-        self.inventory().devices.values().for_each(|entry| entry.function().resume());
+        self.functions().values().for_each(|function| lock(function).resume());
     }
 
     /// The machine has ended: all devices are gone, with all that they had.
@@ -238,13 +256,23 @@ impl DeviceManager {
         let mut inventory = self.inventory();
         inventory.ended = true;
         let devices = std::mem::take(&mut inventory.devices);
-        devices.keys().for_each(|slot| drop(self.bus.remove(*slot)));
+        drop(inventory);
+        self.events.end();
+        for (slot, entry) in devices {
+            self.bus.remove(slot);
+            lock(&entry.function).end();
+        }
     }
 
     /// What each device has counted so far, by its name.
     pub fn counters(&self) -> BTreeMap<String, BTreeMap<&'static str, u64>> {
-        let counters = |entry: &Entry| (entry.id.clone(), entry.function().counters().into_iter().collect());
-        self.inventory().devices.values().map(counters).collect()
+        let counters = |(id, function): (String, Arc<_>)| (id, lock(&function).counters().into_iter().collect());
+        self.functions().into_iter().map(counters).collect()
+    }
+
+    /// All functions by their names, to be worked on without the inventory's lock.
+    fn functions(&self) -> BTreeMap<String, Arc<Mutex<VirtioPci>>> {
+        self.inventory().devices.values().map(|entry| (entry.id.clone(), entry.function.clone())).collect()
     }
 
     /// All devices, by their slots. One that is to go is among them until it is gone.
@@ -271,16 +299,32 @@ impl DeviceManager {
     /// The guest has let go of the device in a slot.
     fn let_go(&self, slot: u8) {
         let mut inventory = self.inventory();
-        if !inventory.devices.get(&slot).is_some_and(|entry| entry.leaving) {
+        let Some(entry) = inventory.devices.get_mut(&slot).filter(|entry| entry.stage == Stage::Leaving) else {
             tracing::debug!("the guest lets go of slot {slot}, which nobody asked for");
             return;
-        }
-        self.bus.remove(slot);
-        self.events.gone(slot);
-        let entry = inventory.devices.remove(&slot);
+        };
+        entry.stage = Stage::Ending;
+        let (id, function) = (entry.id.clone(), entry.function.clone());
         // It may take its time to end: others need not wait for that.
         drop(inventory);
+        self.bus.remove(slot);
+        lock(&function).end();
+        drop(function);
+        let mut balloon = self.balloon();
+        if balloon.as_ref().is_some_and(|(name, _)| *name == id) {
+            *balloon = None;
+        }
+        drop(balloon);
+        // Nothing of it works any more: slot and name are free. The machine may have ended meanwhile.
+        let mut inventory = self.inventory();
+        self.events.gone(slot);
+        let entry = inventory.devices.remove(&slot);
+        drop(inventory);
         drop(entry);
+    }
+
+    fn balloon(&self) -> MutexGuard<'_, Option<(String, Arc<BalloonSize>)>> {
+        self.balloon.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn inventory(&self) -> MutexGuard<'_, Inventory> {
@@ -289,9 +333,38 @@ impl DeviceManager {
     }
 }
 
+/// The slot and the name of a device that is being made. Dropped, they are reserved no more.
+struct Reservation<'a> {
+    manager: &'a DeviceManager,
+    slot: u8,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.manager.inventory().reserved.remove(&self.slot);
+    }
+}
+
 impl Inventory {
+    /// Finds a slot and a name for a device, and reserves them.
+    fn reserve(&mut self, kind: &str, id: Option<String>) -> Result<(u8, String)> {
+        if self.ended {
+            return Err(Error::Ended);
+        }
+        let slots = 1..PCI_SLOTS;
+        let free = slots.clone().find(|slot| !self.devices.contains_key(slot) && !self.reserved.contains_key(slot));
+        let slot = free.ok_or(Error::NoSlot { slots: slots.end - slots.start })?;
+        let id = match id {
+            Some(id) => self.check_name(id)?,
+            None => self.make_up_name(kind),
+        };
+        self.reserved.insert(slot, id.clone());
+        Ok((slot, id))
+    }
+
     fn names(&self) -> impl Iterator<Item = &str> {
-        self.devices.values().map(|entry| entry.id.as_str())
+        let devices = self.devices.values().map(|entry| entry.id.as_str());
+        devices.chain(self.reserved.values().map(String::as_str))
     }
 
     fn check_name(&self, id: String) -> Result<String> {

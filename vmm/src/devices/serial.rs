@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
@@ -55,9 +55,15 @@ impl SerialDevice {
     }
 
     /// Gives the guest as many of these bytes as its receive buffer has room for, and says how many those are.
+    /// Never waits: while the guest is at the port, there is no room.
     pub fn input(&self, bytes: &[u8]) -> usize {
+        let mut serial = match self.serial.try_lock() {
+            Ok(serial) => serial,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return 0,
+        };
         // An error means a full buffer or a guest that looks at itself (loop-back): no room.
-        self.lock().enqueue_raw_bytes(bytes).unwrap_or(0)
+        serial.enqueue_raw_bytes(bytes).unwrap_or(0)
     }
 }
 
@@ -101,6 +107,15 @@ mod tests {
             }
         }
         assert_eq!(seen, text);
+    }
+
+    #[test]
+    fn input_does_not_wait_for_an_output_that_takes_nothing() {
+        let serial = SerialDevice::new(EventFd::new(0).unwrap(), Box::new(io::sink()));
+        let busy = serial.lock();
+        assert_eq!(serial.input(b"a"), 0);
+        drop(busy);
+        assert_eq!(serial.input(b"a"), 1);
     }
 
     #[test]

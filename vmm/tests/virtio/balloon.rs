@@ -77,6 +77,10 @@ fn reported_pages_are_given_back_and_not_touched_otherwise() {
     world.queues[2].request(&world.guest, &[(pages + 8, PAGE_SIZE as u32, true)]);
     world.queues[2].request(&world.guest, &[(pages, 100, true)]);
     assert_eq!(world.count("failed"), 2);
+    // More than a report may be of: none of it is given back.
+    let huge = 1 << 29;
+    world.queues[2].request(&world.guest, &[(pages, half, true), (pages + u64::from(half), huge, true)]);
+    assert_eq!((world.count("failed"), world.count("reported_bytes")), (3, 1024 * PAGE_SIZE));
 }
 
 #[test]

@@ -126,6 +126,32 @@ fn an_output_that_would_block_holds_up_the_guest_and_nothing_else() {
 }
 
 #[test]
+fn what_is_held_outlives_resets_and_is_shown_at_the_end() {
+    let mut world = World::new();
+    world.screen.blocked.store(true, Ordering::SeqCst);
+    world.say(b"first, ");
+    wait_until(|| world.transmit.pending(&world.guest) == 1);
+    world.device.deactivate();
+    let (receive, transmit) = (world.guest.queue(0, 64), world.guest.queue(1, 64));
+    world.device.activate(world.guest.activation(0, &[&receive, &transmit])).unwrap();
+    world.device.deactivate();
+    let World { device, screen, .. } = world;
+    assert!(screen.text.lock().unwrap().is_empty());
+    let blocked = screen.blocked.clone();
+    // While the end waits, or before.
+    let unblock = std::thread::spawn(move || blocked.store(false, Ordering::SeqCst));
+    drop(device);
+    unblock.join().unwrap();
+    assert_eq!(*screen.text.lock().unwrap(), b"first, ");
+    // An output that takes nothing does not keep the end.
+    let world = World::new();
+    world.screen.blocked.store(true, Ordering::SeqCst);
+    world.say(b"lost");
+    wait_until(|| world.transmit.pending(&world.guest) == 1);
+    drop(world);
+}
+
+#[test]
 fn a_failing_output_does_not_stop_the_guest() {
     let world = World::new();
     world.screen.broken.store(true, Ordering::SeqCst);

@@ -276,6 +276,13 @@ fn a_request_that_makes_no_sense_ends_its_connection() {
     let (request, _) = world.expect(op::REQUEST);
     world.send(world.header((5, request.src_port), op::RESET), &[]);
     assert_eq!(stream.read(&mut [0; 10]).unwrap(), 0);
+    // One whose program goes before the guest has answered.
+    let mut stream = UnixStream::connect(world.path()).unwrap();
+    stream.write_all(b"CONNECT 5\n").unwrap();
+    let (request, _) = world.expect(op::REQUEST);
+    drop(stream);
+    let (reset, _) = world.expect(op::RESET);
+    assert_eq!((reset.src_port, reset.dst_port), (request.src_port, 5));
     world.connect(6);
 }
 
@@ -298,6 +305,14 @@ fn the_socket_belongs_to_whoever_listens() {
     let _other = UnixListener::bind(&path).unwrap();
     drop(device);
     assert!(path.exists());
+    // Somebody who takes no connections listens all the same, and nobody waits for that.
+    let full = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
+    let crowded = directory.path().join("crowded");
+    rustix::net::bind(&full, &rustix::net::SocketAddrUnix::new(&crowded).unwrap()).unwrap();
+    rustix::net::listen(&full, 0).unwrap();
+    let _first = UnixStream::connect(&crowded).unwrap();
+    let error = Vsock::new(&vsock(crowded)).err().unwrap().to_string();
+    assert!(error.contains("somebody listens"), "{error}");
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "a file").unwrap();
     let error = Vsock::new(&vsock(path.clone())).err().unwrap().to_string();

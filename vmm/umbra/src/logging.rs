@@ -13,6 +13,10 @@ pub enum Format {
     Json,
 }
 
+/// What a guest could fill the log with: the queues' library reports each descriptor that makes no sense. Devices count and
+/// tell that themselves.
+const QUIET: &str = "virtio_queue=off";
+
 /// Starts logging.
 pub fn start(verbose: u8, format: Format) {
     let level = match verbose {
@@ -20,7 +24,7 @@ pub fn start(verbose: u8, format: Format) {
         1 => "info",
         _ => "debug",
     };
-    let filter = EnvFilter::try_from_env("UMBRA_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = EnvFilter::try_from_env("UMBRA_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},{QUIET}")));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         Format::Human => log.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),

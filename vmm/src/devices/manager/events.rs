@@ -1,10 +1,15 @@
 //! The event registers: how the guest learns that a slot has got a device, that one is to go, or that the power button was
 //! pushed, and how it says that it has let go (arch's `acpi::dsdt` is the other side).
 //!
+//! The line is an edge, and an edge is lost while the guest masks it: before its driver has started, above all. So as long as
+//! there is something to read, a thread raises it again each second. It lives no longer than that.
+//!
 //! Registers are 32 bits wide; an access of another width or place reads zeros and does nothing. Reading a register empties
 //! it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arch::x86_64::map::{
     EVENT_GSI, EVENT_PORT, EVENT_POWER_BUTTON, EVENT_SLOTS, SLOTS_EJECT_PORT, SLOTS_FILLED_PORT, SLOTS_LEAVING_PORT,
@@ -14,10 +19,20 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{Error, Result};
 
+/// How often the line is raised while nobody reads.
+const REMIND: Duration = Duration::from_secs(1);
+
 /// The registers, and the line that says that there is something to read.
 pub(super) struct Events {
+    shared: Arc<Shared>,
+    reminder: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
     line: EventFd,
     registers: Mutex<Registers>,
+    /// The events were read, or the machine has ended.
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -25,23 +40,78 @@ struct Registers {
     events: u32,
     filled: u32,
     leaving: u32,
+    /// There is a thread that reminds the guest.
+    reminding: bool,
+    /// The machine has ended.
+    ended: bool,
+}
+
+impl Shared {
+    fn registers(&self) -> MutexGuard<'_, Registers> {
+        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn raise(&self) {
+        // It fails only if the counter is at its end, and then there is an interrupt on its way.
+        let _ = self.line.write(1);
+    }
+
+    /// Raises the line each second until all events were read.
+    fn remind(&self) {
+        let mut registers = self.registers();
+        while registers.events != 0 && !registers.ended {
+            let (after, wait) = self.changed.wait_timeout(registers, REMIND).unwrap_or_else(PoisonError::into_inner);
+            registers = after;
+            if wait.timed_out() && registers.events != 0 {
+                self.raise();
+            }
+        }
+        registers.reminding = false;
+    }
 }
 
 impl Events {
     pub(super) fn new(vm: &dyn Vm) -> Result<Self> {
         let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::system("create an interrupt line"))?;
         vm.register_irqfd(&line, EVENT_GSI)?;
-        Ok(Self { line, registers: Mutex::default() })
+        let shared = Shared { line, registers: Mutex::default(), changed: Condvar::new() };
+        Ok(Self { shared: Arc::new(shared), reminder: Mutex::default() })
     }
 
     fn registers(&self) -> MutexGuard<'_, Registers> {
-        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.registers()
     }
 
     fn raise(&self, change: impl FnOnce(&mut Registers)) {
-        change(&mut self.registers());
-        // It fails only if the counter is at its end, and then there is an interrupt on its way.
-        let _ = self.line.write(1);
+        let mut reminder = self.reminder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut registers = self.registers();
+        change(&mut registers);
+        let start = !registers.ended && !registers.reminding;
+        registers.reminding |= start;
+        drop(registers);
+        self.shared.raise();
+        if start {
+            let shared = self.shared.clone();
+            match std::thread::Builder::new().name("events".into()).spawn(move || shared.remind()) {
+                // The one before has ended, or is about to.
+                Ok(thread) => *reminder = Some(thread),
+                Err(error) => {
+                    self.registers().reminding = false;
+                    tracing::warn!("the guest is not reminded of what it does not notice: {error}");
+                }
+            }
+        }
+    }
+
+    /// The machine has ended: nobody is reminded any more.
+    pub(super) fn end(&self) {
+        let mut reminder = self.reminder.lock().unwrap_or_else(PoisonError::into_inner);
+        self.registers().ended = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = reminder.take() {
+            // It does not panic.
+            let _ = thread.join();
+        }
     }
 
     /// A slot has got a device.
@@ -80,7 +150,10 @@ impl Events {
         }
         let mut registers = self.registers();
         let value = match port {
-            EVENT_PORT => std::mem::take(&mut registers.events),
+            EVENT_PORT => {
+                self.shared.changed.notify_all();
+                std::mem::take(&mut registers.events)
+            }
             SLOTS_FILLED_PORT => std::mem::take(&mut registers.filled),
             SLOTS_LEAVING_PORT => std::mem::take(&mut registers.leaving),
             _ => 0,
@@ -98,7 +171,53 @@ impl Events {
     }
 }
 
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// The bit of a slot, of which there are 32.
 fn bit(slot: u8) -> u32 {
     1 << (slot % 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use hypervisor::VmType;
+    use hypervisor::model::ModelHypervisor;
+
+    use super::*;
+
+    #[test]
+    fn the_line_is_raised_again_until_the_guest_has_read_its_events() {
+        let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
+        vm.create_irqchip().unwrap();
+        let events = Events::new(&*vm).unwrap();
+        for slot in [3, 4] {
+            events.filled(slot);
+            // The first edge, and two more.
+            for _ in 0..3 {
+                let start = Instant::now();
+                while events.shared.line.read().is_err() {
+                    assert!(start.elapsed() < Duration::from_secs(60), "the guest is not reminded");
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            let mut data = [0; 4];
+            events.read(EVENT_PORT, &mut data);
+            assert_eq!(u32::from_le_bytes(data), EVENT_SLOTS);
+            let start = Instant::now();
+            while events.registers().reminding {
+                assert!(start.elapsed() < Duration::from_secs(60), "the thread does not end");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        // One that nobody reads does not keep the end.
+        events.power_button();
+        events.end();
+        assert!(!events.registers().reminding);
+    }
 }

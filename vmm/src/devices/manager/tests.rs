@@ -161,9 +161,74 @@ fn a_balloon_is_set_where_there_is_one_and_there_is_none_where_memory_is_unmappa
     let (_vm, manager, ram) = manager_of(false);
     manager.add_balloon(&config, ram).unwrap();
     manager.set_balloon(1 << 20).unwrap();
-    assert_eq!(manager.balloon.get().unwrap().target(), 1 << 20);
+    assert_eq!(manager.balloon().as_ref().unwrap().1.target(), 1 << 20);
     assert_eq!(manager.list()[0].id, "_balloon0");
     assert!(manager.set_balloon(u64::MAX).is_err());
+    manager.remove("_balloon0").unwrap();
+    manager.write_events(SLOTS_EJECT_PORT, &0b10u32.to_le_bytes());
+    assert!(matches!(manager.set_balloon(0), Err(Error::NoBalloon)));
+}
+
+#[test]
+fn nobody_waits_for_a_device_that_is_being_made_and_its_place_is_kept() {
+    let (vm, manager) = manager();
+    let (lines, alive) = (vm.interrupt_lines(), Arc::default());
+    // One that can't be made gives its place back; one that can be keeps it; one is too late.
+    for (succeeds, ends) in [(false, false), (true, false), (true, true)] {
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let (go_on, goes_on) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let (manager, alive) = (&manager, &alive);
+            let id = if ends { "late" } else { "slow" };
+            let made = scope.spawn(move || {
+                manager.plug(Wanted::new("rng", Some(id.into()), move |_| {
+                    begun.send(()).unwrap();
+                    goes_on.recv().unwrap();
+                    if succeeds { Ok(Probe::new(alive)) } else { Err(Error::NoBalloon) }
+                }))
+            });
+            has_begun.recv().unwrap();
+            let count = manager.list().len();
+            assert_eq!(manager.counters().len(), count);
+            assert!(manager.add("rng", Some(id), Probe::new(alive)).is_err(), "the name is reserved");
+            let other = manager.add("rng", Some("other"), Probe::new(alive)).unwrap();
+            manager.remove("other").unwrap();
+            let slot = u32::from_str_radix(&other.bdf[8..10], 16).unwrap();
+            assert_eq!(slot as usize, count + 2, "the slot is reserved");
+            manager.write_events(SLOTS_EJECT_PORT, &(1u32 << slot).to_le_bytes());
+            assert_eq!(manager.list().len(), count);
+            if ends {
+                manager.end();
+            }
+            go_on.send(()).unwrap();
+            assert_eq!(made.join().unwrap().is_ok(), succeeds && !ends);
+        });
+        assert_eq!(alive.load(Ordering::SeqCst), manager.list().len());
+        assert!(manager.inventory().reserved.is_empty());
+    }
+    assert_eq!(vm.interrupt_lines(), lines);
+}
+
+#[test]
+fn a_slot_is_free_only_when_its_device_has_ended() {
+    let (_vm, manager) = manager();
+    let alive = Arc::default();
+    manager.add("rng", Some("mine"), Probe::new(&alive)).unwrap();
+    manager.remove("mine").unwrap();
+    // An access that is under way keeps the function, and the device from ending.
+    let function = manager.functions()["mine"].clone();
+    let access = lock(&function);
+    std::thread::scope(|scope| {
+        let ejected = scope.spawn(|| manager.write_events(SLOTS_EJECT_PORT, &0b10u32.to_le_bytes()));
+        while manager.inventory().devices[&1].stage != Stage::Ending {
+            std::thread::yield_now();
+        }
+        assert!(manager.add("rng", Some("mine"), Probe::new(&alive)).is_err());
+        assert_eq!(manager.add("rng", None, Probe::new(&alive)).unwrap().bdf, "0000:00:02.0");
+        drop(access);
+        ejected.join().unwrap();
+    });
+    assert_eq!(manager.add("rng", Some("mine"), Probe::new(&alive)).unwrap().bdf, "0000:00:01.0");
 }
 
 #[test]

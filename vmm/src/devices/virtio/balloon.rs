@@ -9,7 +9,7 @@
 //!   with. Nothing of them is read or written.
 //! * Pages that are given back read as zeros when the guest uses them again; nobody has to tell before.
 //! * A request that names no RAM is counted, and those of its pages that are RAM are given back all the same.
-//! * A request is for at most [`MAX_PAGES`] pages, so that pauses are prompt.
+//! * A request is for at most [`MAX_PAGES`] pages, a report for at most [`MAX_REPORT`] bytes, so that pauses are prompt.
 
 mod requests;
 
@@ -45,6 +45,9 @@ const QUEUE_SIZE: u16 = 128;
 
 /// The most pages of one request: four times what Linux names.
 pub const MAX_PAGES: usize = 1024;
+
+/// The most bytes of one report: four times what Linux reports at once, 32 buffers of 4 MiB (`mm/page_reporting.c`).
+pub const MAX_REPORT: u64 = 512 << 20;
 
 /// Where the configuration has how many pages the guest has given back.
 const ACTUAL: u64 = 4;

@@ -42,8 +42,8 @@ use crate::memory::guarded::DeviceView;
 use image::{Image, SECTOR};
 use request::{Executor, MAX_RANGES, MAX_SEGMENT, MAX_SEGMENTS, MAX_ZEROED_SECTORS};
 
-/// The most sectors that one range of a discard may have: 4 GiB.
-const MAX_DISCARD_SECTORS: u32 = 8 << 20;
+/// The most sectors that one range of a discard may have: 64 MiB, and so 1 GiB for a request.
+const MAX_DISCARD_SECTORS: u32 = 128 << 10;
 
 /// A disk.
 pub struct Block {
@@ -206,9 +206,9 @@ struct Queue {
 }
 
 impl Service for Queue {
-    fn ready(&mut self, _: u64, _: &Sources) -> ControlFlow<()> {
+    fn ready(&mut self, _: u64, sources: &Sources) -> ControlFlow<()> {
         let Self { ring, view, executor } = self;
-        ring.serve(view, |chain| executor.execute(view, chain));
+        ring.serve(view, sources, |chain| executor.execute(view, chain));
         ControlFlow::Continue(())
     }
 }

@@ -3,13 +3,14 @@
 //!
 //! Guarantees:
 //! * What the guest writes reaches the output in order, and a chain is handed back when its bytes were taken over. At most
-//!   [`MAX_OUTPUT`] bytes are held: a guest that writes faster than the output takes waits.
+//!   [`MAX_OUTPUT`] bytes are held: a guest that writes faster than the output takes waits. They outlive resets of the device.
+//! * When the device goes, the output has [`LAST_WAIT`] for what is held; what it has not taken by then is lost, and told.
 //! * Input is held until the guest has room for it, [`MAX_INPUT`] bytes at most: whoever brings more is told how many were
 //!   taken. It outlives resets of the device.
 //! * An output that fails is reported once; the guest goes on.
 //!
-//! An output that says it would block ([`output::PromptOutput`]) is asked again later, so a pause is prompt. One that blocks holds up the device's thread
-//! and whoever waits for that: pauses, resets and the end.
+//! An output that says it would block ([`output::PromptOutput`], which machines use) is asked again later, so a pause is
+//! prompt. One that blocks holds up the device's thread and whoever waits for that: pauses, resets and the end.
 
 pub mod output;
 mod port;
@@ -18,6 +19,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
 use rustix::event::{EventfdFlags, eventfd};
@@ -28,7 +30,7 @@ use super::counter::{Counter, counters};
 use super::worker::Worker;
 use super::{ActivateError, Activation, VirtioDevice};
 use crate::{Error, Result};
-use port::Port;
+use port::{Port, put_out};
 
 /// Entries of its queues.
 const QUEUE_SIZE: u16 = 64;
@@ -47,11 +49,24 @@ const TRANSMIT: u16 = 1;
 const INPUT: u64 = 2;
 const TIMER: u64 = 3;
 
-type Output = Arc<Mutex<Box<dyn Write + Send>>>;
+/// How long the end of a console waits for an output that takes nothing.
+pub const LAST_WAIT: Duration = Duration::from_millis(500);
+
+/// How often it is asked meanwhile.
+const LAST_LOOK: Duration = Duration::from_millis(5);
+
+type SharedOutput = Arc<Mutex<Output>>;
+
+/// Where the guest's words go.
+struct Output {
+    to: Box<dyn Write + Send>,
+    /// What it has not taken yet.
+    pending: VecDeque<u8>,
+}
 
 /// A console.
 pub struct Console {
-    output: Output,
+    output: SharedOutput,
     input: Arc<ConsoleInput>,
     counters: Arc<Counters>,
     worker: Option<Worker>,
@@ -122,6 +137,7 @@ impl Console {
     /// # Errors
     /// None so far.
     pub fn new(output: Box<dyn Write + Send>, input: Arc<ConsoleInput>) -> Result<Self> {
+        let output = Output { to: output, pending: VecDeque::new() };
         Ok(Self { output: Arc::new(Mutex::new(output)), input, counters: Arc::default(), worker: None })
     }
 
@@ -133,7 +149,6 @@ impl Console {
             transmit: activation.take_ring(TRANSMIT, faults)?,
             view: activation.memory.view("console"),
             output: self.output.clone(),
-            pending: VecDeque::new(),
             input: self.input.clone(),
             timer: rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?,
             counters: self.counters.clone(),
@@ -182,5 +197,22 @@ impl VirtioDevice for Console {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.counters.list()
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.deactivate();
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = Instant::now();
+        while !put_out(&mut output, &self.counters) && start.elapsed() < LAST_WAIT {
+            std::thread::sleep(LAST_LOOK);
+        }
+        if !output.pending.is_empty() {
+            tracing::warn!(
+                "the last {} bytes of the console's output are lost: nobody takes them",
+                output.pending.len()
+            );
+        }
     }
 }

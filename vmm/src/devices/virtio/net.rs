@@ -166,6 +166,7 @@ impl Net {
                 spill: vec![0; MAX_FRAME + 1].into(),
                 listening: false,
                 expected: 0,
+                failures: 0,
             };
             self.workers.push(Worker::start(&self.name, pair, |pair, sources| {
                 sources.add(pair.receive.notified(), RECEIVE, EventFlags::IN)?;

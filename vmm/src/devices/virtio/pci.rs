@@ -25,6 +25,7 @@ mod notifiers;
 mod tests;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hypervisor::Vm;
 use virtio_queue::{Queue, QueueT};
@@ -65,6 +66,9 @@ pub const MEMORY_SIZE: u32 = 0x8000;
 /// The most queues: a vector for each and one for the configuration fill the MSI-X table.
 const MAX_QUEUES: usize = 255;
 
+/// How often it is told at the most that a device needs a reset: its driver decides how often that happens.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
+
 /// What a machine offers its devices' transport.
 #[derive(Clone)]
 pub struct Platform {
@@ -90,6 +94,10 @@ pub struct VirtioPci {
     interrupts: Arc<Interrupts>,
     msix: Arc<Msix>,
     platform: Platform,
+    /// When it was told that the device needs a reset.
+    told: Option<Instant>,
+    /// The device is activated no more.
+    ended: bool,
 }
 
 impl VirtioPci {
@@ -109,7 +117,8 @@ impl VirtioPci {
         let (config, places) = capabilities::config_space(device.device_type(), queues, base);
         let interrupts = Arc::new(Interrupts::new(msix.clone(), queues));
         let common = Common::new(offered, required, &sizes);
-        Ok(Self { id: id.into(), device, active: None, config, places, common, interrupts, msix, platform })
+        let (id, active, told, ended) = (id.into(), None, None, false);
+        Ok(Self { id, device, active, config, places, common, interrupts, msix, platform, told, ended })
     }
 
     /// Its name among the machine's devices.
@@ -120,6 +129,12 @@ impl VirtioPci {
     /// The machine pauses.
     pub fn pause(&mut self) {
         self.device.pause();
+    }
+
+    /// The device ends for good: nothing of it works any more, whatever accesses are still under way.
+    pub fn end(&mut self) {
+        self.ended = true;
+        self.reset();
     }
 
     /// The machine goes on.
@@ -136,9 +151,16 @@ impl VirtioPci {
         match change {
             Change::None => {}
             Change::Reset => self.reset(),
+            Change::Activate if self.ended => {}
             Change::Activate => {
                 if let Err(error) = self.activate() {
-                    tracing::warn!("{} needs a reset: {}", self.id, crate::error::chain(&error));
+                    let reason = crate::error::chain(&error);
+                    if self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
+                        self.told = Some(Instant::now());
+                        tracing::warn!("{} needs a reset: {reason}", self.id);
+                    } else {
+                        tracing::debug!("{} needs a reset: {reason}", self.id);
+                    }
                     self.device.deactivate();
                     self.common.need_reset();
                     super::Interrupt::config_changed(&*self.interrupts);

@@ -6,9 +6,10 @@
 //! Guarantees:
 //! * A chain is described whatever its shape, at the cost of at most [`MAX_DESCRIPTORS`] descriptors: [`Chain::whole`] says
 //!   whether it is as a driver may make it. Nothing of its buffers is touched before a device asks.
-//! * One call of [`Ring::serve`] handles at most [`BATCH`] chains, and comes back later for the rest, so that pauses, ends and
-//!   other work of the same thread are not kept waiting.
-//! * A queue that makes no sense, or that lies in private memory, is counted, told once, and left alone until the driver
+//! * One call of [`Ring::serve`] handles at most [`BATCH`] chains, so that other work of the same thread is not kept waiting,
+//!   and takes no other chain once the worker is called away, so that pauses and ends wait for one request at the most. It
+//!   comes back later for the rest.
+//! * A queue that makes no sense, or that lies in private memory, is counted, told once for a device, and left alone until the driver
 //!   notifies it again.
 //! * A driver that asked not to be interrupted is not, where event indices were agreed on.
 
@@ -22,6 +23,7 @@ use vm_memory::{GuestAddress, GuestMemoryResult};
 
 use super::buffers::Buffers;
 use super::counter::Counter;
+use super::worker::Sources;
 use super::{Activation, ActiveQueue, Interrupt};
 use crate::memory::guarded::DeviceView;
 
@@ -38,8 +40,6 @@ pub struct Ring {
     notified: OwnedFd,
     interrupt: Arc<dyn Interrupt>,
     faults: Arc<Counter>,
-    /// Whether a fault was told.
-    told: bool,
     /// Whether there are used chains that the driver may want to know of.
     unannounced: bool,
 }
@@ -78,15 +78,8 @@ impl Ring {
     /// Takes over a queue. `faults` counts what is wrong with it.
     pub fn new(active: ActiveQueue, interrupt: &Arc<dyn Interrupt>, faults: &Arc<Counter>) -> Self {
         let ActiveQueue { index, queue, notified } = active;
-        let ring = Self {
-            index,
-            queue,
-            notified,
-            interrupt: interrupt.clone(),
-            faults: faults.clone(),
-            told: false,
-            unannounced: false,
-        };
+        let ring =
+            Self { index, queue, notified, interrupt: interrupt.clone(), faults: faults.clone(), unannounced: false };
         // What the driver made available before anybody listened.
         ring.again();
         ring
@@ -98,19 +91,18 @@ impl Ring {
     }
 
     /// Handles what is available. `handle` gets each chain, and says how many bytes it wrote into it.
-    pub fn serve(&mut self, view: &DeviceView, mut handle: impl FnMut(Chain) -> u32) {
+    pub fn serve(&mut self, view: &DeviceView, sources: &Sources, mut handle: impl FnMut(Chain) -> u32) {
         self.begin(view);
-        let mut left = BATCH;
-        while let Some(chain) = self.take(view) {
+        for _ in 0..BATCH {
+            if sources.is_called_away() {
+                break;
+            }
+            let Some(chain) = self.take(view) else { return self.announce(view) };
             let head = chain.head;
             let written = handle(chain);
             self.put_used(view, head, written);
-            left -= 1;
-            if left == 0 {
-                self.again();
-                break;
-            }
         }
+        self.again();
         self.announce(view);
     }
 
@@ -168,6 +160,10 @@ impl Ring {
 
     /// Hands a chain back to the driver, with so many bytes written.
     pub fn put_used(&mut self, view: &DeviceView, head: u16, written: u32) {
+        // A driver may make anything available.
+        if head >= self.queue.size() {
+            return self.fault(&Error::InvalidDescriptorIndex);
+        }
         match self.queue.add_used(view, head, written) {
             Ok(()) => self.unannounced = true,
             Err(error) => self.fault(&error),
@@ -187,10 +183,11 @@ impl Ring {
     }
 
     fn fault(&mut self, error: &Error) {
-        self.faults.add(1);
-        if !std::mem::replace(&mut self.told, true) {
+        // Once for a device, whose driver may make its queues anew as often as it likes.
+        if self.faults.get() == 0 {
             tracing::warn!("queue {} of a device can't be used as the driver made it: {error}", self.index);
         }
+        self.faults.add(1);
     }
 }
 

@@ -122,9 +122,9 @@ struct Entropy {
 }
 
 impl Service for Entropy {
-    fn ready(&mut self, _: u64, _: &Sources) -> ControlFlow<()> {
+    fn ready(&mut self, _: u64, sources: &Sources) -> ControlFlow<()> {
         let Self { source, ring, view, counters } = self;
-        ring.serve(view, |chain| fill(source, view, chain, counters));
+        ring.serve(view, sources, |chain| fill(source, view, chain, counters));
         ControlFlow::Continue(())
     }
 }
@@ -132,11 +132,13 @@ impl Service for Entropy {
 /// Fills the buffers of a request, and says how many bytes that are.
 fn fill(source: &mut File, view: &DeviceView, mut chain: Chain, counters: &Counters) -> u32 {
     counters.requests.add(1);
-    let Ok(mut buffers) = chain.writable.take_first(MAX_REQUEST).guard(view) else {
+    let wanted = chain.writable.take_first(MAX_REQUEST);
+    // Not held while the source is read, which may take its time.
+    let Ok(size) = wanted.guard(view).map(|buffers| buffers.size()) else {
         counters.refused.add(1);
         return 0;
     };
-    let mut bytes = vec![0; buffers.size()];
+    let mut bytes = vec![0; size];
     let mut read = 0;
     while read < bytes.len() {
         match source.read(&mut bytes[read..]) {
@@ -148,6 +150,10 @@ fn fill(source: &mut File, view: &DeviceView, mut chain: Chain, counters: &Count
             }
         }
     }
+    let Ok(mut buffers) = wanted.guard(view) else {
+        counters.refused.add(1);
+        return 0;
+    };
     let written = buffers.copy_in(&bytes[..read]);
     counters.bytes.add(written as u64);
     // At most MAX_REQUEST.

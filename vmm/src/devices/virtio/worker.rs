@@ -3,6 +3,8 @@
 //! Guarantees:
 //! * After [`Worker::pause`], and after a worker was dropped, its service is not running and touches nothing. What arrives
 //!   meanwhile is not lost: its descriptors stay ready.
+//! * Both wait for what the service is at. A service that has much to do asks [`Sources::is_called_away`] between the parts
+//!   of it, and leaves the rest for later.
 //! * A service that panics ends its worker, with a line in the log, and nothing else.
 //!
 //! Cost: one thread, one epoll and one eventfd each.
@@ -11,6 +13,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -24,7 +27,10 @@ pub trait Service: Send + 'static {
 }
 
 /// The descriptors that a worker waits for: level-triggered, unless the flags say otherwise.
-pub struct Sources(OwnedFd);
+pub struct Sources {
+    epoll: OwnedFd,
+    control: Arc<Control>,
+}
 
 /// The token of the worker's own eventfd.
 const CONTROL: u64 = u64::MAX;
@@ -38,7 +44,7 @@ impl Sources {
     /// # Errors
     /// The system's.
     pub fn add(&self, descriptor: impl AsFd, token: u64, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::add(&self.0, descriptor, EventData::new_u64(token), flags)?)
+        Ok(epoll::add(&self.epoll, descriptor, EventData::new_u64(token), flags)?)
     }
 
     /// Changes what is waited for.
@@ -46,7 +52,7 @@ impl Sources {
     /// # Errors
     /// The system's.
     pub fn modify(&self, descriptor: impl AsFd, token: u64, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::modify(&self.0, descriptor, EventData::new_u64(token), flags)?)
+        Ok(epoll::modify(&self.epoll, descriptor, EventData::new_u64(token), flags)?)
     }
 
     /// Waits for this descriptor no more.
@@ -54,7 +60,13 @@ impl Sources {
     /// # Errors
     /// The system's.
     pub fn remove(&self, descriptor: impl AsFd) -> io::Result<()> {
-        Ok(epoll::delete(&self.0, descriptor)?)
+        Ok(epoll::delete(&self.epoll, descriptor)?)
+    }
+
+    /// Whether somebody waits for the worker to stand still or to end. What is left to do can wait until it goes on: its
+    /// descriptor has to stay ready for that, or become ready again.
+    pub fn is_called_away(&self) -> bool {
+        self.control.called_away.load(Ordering::Acquire)
     }
 }
 
@@ -68,6 +80,8 @@ struct Control {
     state: Mutex<State>,
     changed: Condvar,
     wake: OwnedFd,
+    /// Whether the state wants the service to stand still, to be asked without the lock.
+    called_away: AtomicBool,
 }
 
 #[derive(Default)]
@@ -86,7 +100,10 @@ impl Control {
     }
 
     fn tell(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state());
+        let mut state = self.state();
+        change(&mut state);
+        self.called_away.store(state.pause || state.end, Ordering::Release);
+        drop(state);
         self.changed.notify_all();
         // It can't fail: the counter would have to be at its end.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
@@ -116,11 +133,12 @@ impl Worker {
         mut service: S,
         set_up: impl FnOnce(&mut S, &Sources) -> io::Result<()>,
     ) -> io::Result<Self> {
-        let sources = Sources(epoll::create(CreateFlags::CLOEXEC)?);
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        sources.add(&wake, CONTROL, EventFlags::IN)?;
+        let (state, changed, called_away) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
+        let control = Arc::new(Control { state, changed, wake, called_away });
+        let sources = Sources { epoll: epoll::create(CreateFlags::CLOEXEC)?, control: control.clone() };
+        sources.add(&control.wake, CONTROL, EventFlags::IN)?;
         set_up(&mut service, &sources)?;
-        let control = Arc::new(Control { state: Mutex::default(), changed: Condvar::new(), wake });
         let own = control.clone();
         let thread = std::thread::Builder::new().name(name.replace('\0', "")).spawn(move || {
             let work = AssertUnwindSafe(|| work(service, &sources, &own));
@@ -152,7 +170,7 @@ fn work(mut service: impl Service, sources: &Sources, control: &Control) {
     let mut events = Vec::with_capacity(BATCH);
     loop {
         events.clear();
-        match epoll::wait(&sources.0, rustix::buffer::spare_capacity(&mut events), None) {
+        match epoll::wait(&sources.epoll, rustix::buffer::spare_capacity(&mut events), None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
                 tracing::error!("a device can't wait for its descriptors, and works no more: {error}");
@@ -160,6 +178,10 @@ fn work(mut service: impl Service, sources: &Sources, control: &Control) {
             }
         }
         for event in &events {
+            // Whatever else is ready stays so.
+            if sources.is_called_away() && !control.rest() {
+                return;
+            }
             let goes_on = match event.data.u64() {
                 CONTROL => control.rest(),
                 token => service.ready(token, sources).is_continue(),
@@ -245,6 +267,34 @@ mod tests {
             worker.pause();
             worker.resume();
         }
+    }
+
+    /// Has always more to do, until it is called away.
+    struct Busy(OwnedFd, Arc<AtomicU64>);
+
+    impl Service for Busy {
+        fn ready(&mut self, _: u64, sources: &Sources) -> ControlFlow<()> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            while !sources.is_called_away() {
+                std::thread::yield_now();
+            }
+            ControlFlow::Continue(())
+        }
+    }
+
+    #[test]
+    fn a_service_that_has_much_to_do_is_called_away_and_comes_back() {
+        let wake = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
+        let count = Arc::new(AtomicU64::new(0));
+        let set_up = |service: &mut Busy, sources: &Sources| sources.add(&service.0, 7, EventFlags::IN);
+        let worker = Worker::start("busy", Busy(wake, count.clone()), set_up).unwrap();
+        for round in 1..5 {
+            wait_until(|| count.load(Ordering::SeqCst) == round);
+            worker.pause();
+            worker.resume();
+        }
+        wait_until(|| count.load(Ordering::SeqCst) == 5);
+        drop(worker);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hypervisor::{GpaRange, PAGE_SIZE};
 
-use super::{Counters, DEFLATE, INFLATE, MAX_PAGES, REPORT, ReclaimPages};
+use super::{Counters, DEFLATE, INFLATE, MAX_PAGES, MAX_REPORT, REPORT, ReclaimPages};
 use crate::devices::virtio::ring::{Chain, Ring};
 use crate::devices::virtio::worker::{Service, Sources};
 use crate::memory::guarded::DeviceView;
@@ -19,10 +19,10 @@ pub(super) struct Queues {
 }
 
 impl Service for Queues {
-    fn ready(&mut self, token: u64, _: &Sources) -> ControlFlow<()> {
+    fn ready(&mut self, token: u64, sources: &Sources) -> ControlFlow<()> {
         let Self { rings, view, pages, counters } = self;
         if let Some((_, ring)) = rings.iter_mut().find(|(number, _)| *number == token) {
-            ring.serve(view, |chain| {
+            ring.serve(view, sources, |chain| {
                 let done = match token {
                     INFLATE => inflate(view, &**pages, counters, &chain),
                     DEFLATE => deflate(view, counters, &chain),
@@ -63,7 +63,7 @@ fn deflate(view: &DeviceView, counters: &Counters, chain: &Chain) -> Option<()> 
 
 /// The guest reports memory that it does not use until the chain is used: the buffers themselves.
 fn report(pages: &dyn ReclaimPages, counters: &Counters, chain: &Chain) -> Option<()> {
-    if !chain.whole || chain.readable.size() > 0 {
+    if !chain.whole || chain.readable.size() > 0 || chain.writable.size() > MAX_REPORT {
         return None;
     }
     let mut done = Some(());

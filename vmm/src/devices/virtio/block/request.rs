@@ -71,9 +71,12 @@ pub(super) struct Executor {
 
 impl Executor {
     /// Executes a request, and says how many bytes of it were written. Does nothing if the driver can't be told the status.
+    ///
+    /// The status is let go of while the request takes its time, so that it holds up no conversion: one that comes in between
+    /// leaves the driver without its status.
     pub fn execute(&self, view: &DeviceView, mut chain: Chain) -> u32 {
         let status_byte = chain.writable.take_last_byte().ok_or(Failure::Bad);
-        let mut status_byte = match status_byte.and_then(|byte| Ok(byte.guard(view)?)) {
+        let status_byte = match status_byte.and_then(|byte| byte.guard(view).map(|_| byte).map_err(Failure::from)) {
             Ok(byte) => byte,
             Err(failure) => {
                 self.count(&failure);
@@ -88,8 +91,16 @@ impl Executor {
                 (if unsupported { VIRTIO_BLK_S_UNSUPP } else { VIRTIO_BLK_S_IOERR }, 0)
             }
         };
-        status_byte.copy_in(&[status as u8]);
-        data + 1
+        match status_byte.guard(view) {
+            Ok(mut byte) => {
+                byte.copy_in(&[status as u8]);
+                data + 1
+            }
+            Err(error) => {
+                self.count(&error.into());
+                0
+            }
+        }
     }
 
     fn count(&self, failure: &Failure) {
@@ -179,6 +190,7 @@ impl Executor {
         while buffers.copy_out(&mut bytes) == bytes.len() {
             ranges.push(self.range(kind, &bytes)?);
         }
+        drop(buffers);
         let total: u64 = ranges.iter().map(|(_, size, _)| size).sum();
         if kind == VIRTIO_BLK_T_WRITE_ZEROES && total > u64::from(MAX_ZEROED_SECTORS) * SECTOR {
             return Err(Failure::Bad);

@@ -1,10 +1,11 @@
 //! An output that never makes its writer wait: what a console should write to, so that pauses are prompt.
 
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 
 /// As much as a pipe takes at once when it takes anything (pipe(7), `PIPE_BUF`).
 const AT_ONCE: usize = 4096;
@@ -14,8 +15,16 @@ pub struct PromptOutput(Arc<OwnedFd>);
 
 impl PromptOutput {
     /// Writes to this descriptor, whose flags stay as they are: others may have it, too.
+    ///
+    /// A terminal may say that it takes something and then wait for room for the rest. So it is opened anew, for writes that
+    /// don't wait, where that can be done.
     pub fn new(descriptor: Arc<OwnedFd>) -> Self {
-        Self(descriptor)
+        if !rustix::termios::isatty(&*descriptor) {
+            return Self(descriptor);
+        }
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let again = rustix::fs::open(format!("/proc/self/fd/{}", descriptor.as_raw_fd()), flags, Mode::empty());
+        Self(again.map_or(descriptor, Arc::new))
     }
 }
 

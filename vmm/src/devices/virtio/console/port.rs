@@ -1,14 +1,14 @@
 //! What the thread of a console does: carries input to the guest, and its output away.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError};
 
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
 
-use super::{ConsoleInput, Counters, INPUT, MAX_OUTPUT, Output, RECEIVE, TIMER};
+use super::{ConsoleInput, Counters, INPUT, MAX_OUTPUT, Output, RECEIVE, SharedOutput, TIMER};
 use crate::devices::virtio::ring::{BATCH, Chain, Ring};
 use crate::devices::virtio::worker::{Service, Sources};
 use crate::memory::guarded::DeviceView;
@@ -21,9 +21,7 @@ pub(super) struct Port {
     pub receive: Ring,
     pub transmit: Ring,
     pub view: DeviceView,
-    pub output: Output,
-    /// What the output has not taken yet.
-    pub pending: VecDeque<u8>,
+    pub output: SharedOutput,
     pub input: Arc<ConsoleInput>,
     /// Runs while an output would block.
     pub timer: OwnedFd,
@@ -74,17 +72,17 @@ impl Port {
 
     /// Gives the output what the guest wrote.
     fn transmit(&mut self) {
-        let Self { transmit, view, output, pending, counters, timer, .. } = self;
+        let Self { transmit, view, output, counters, timer, .. } = self;
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..BATCH {
-            if !put_out(&mut **output, pending, counters) {
+            if !put_out(&mut output, counters) {
                 let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: ASK_AGAIN };
                 if rustix::time::timerfd_settime(&*timer, TimerfdTimerFlags::empty(), &once).is_ok() {
                     return transmit.announce(view);
                 }
             }
             let Some(chain) = transmit.take(view) else { return transmit.announce(view) };
-            take_over(view, counters, &chain, pending);
+            take_over(view, counters, &chain, &mut output.pending);
             transmit.put_used(view, chain.head, 0);
         }
         transmit.announce(view);
@@ -123,9 +121,10 @@ fn take_over(view: &DeviceView, counters: &Counters, chain: &Chain, pending: &mu
 }
 
 /// Writes what is pending. `false` if the output would block.
-fn put_out(output: &mut dyn Write, pending: &mut VecDeque<u8>, counters: &Counters) -> bool {
+pub(super) fn put_out(output: &mut Output, counters: &Counters) -> bool {
+    let Output { to, pending } = output;
     while !pending.is_empty() {
-        match output.write(pending.make_contiguous()) {
+        match to.write(pending.make_contiguous()) {
             Ok(count) if count > 0 => {
                 pending.drain(..count);
                 counters.output_bytes.add(count as u64);
@@ -141,7 +140,7 @@ fn put_out(output: &mut dyn Write, pending: &mut VecDeque<u8>, counters: &Counte
             }
         }
     }
-    if let Err(error) = output.flush() {
+    if let Err(error) = to.flush() {
         tracing::debug!("the console's output can't be flushed: {error}");
     }
     true

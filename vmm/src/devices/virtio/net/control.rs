@@ -34,11 +34,12 @@ pub(super) struct Control {
 }
 
 impl Service for Control {
-    fn ready(&mut self, _: u64, _: &Sources) -> ControlFlow<()> {
+    fn ready(&mut self, _: u64, sources: &Sources) -> ControlFlow<()> {
         let Self { ring, view, tap, features, pairs, wake, counters } = self;
-        ring.serve(view, |mut chain| {
-            let acknowledge = chain.writable.take_last_byte().map(|byte| byte.guard(view));
-            let Some(Ok(mut acknowledge)) = acknowledge else {
+        ring.serve(view, sources, |mut chain| {
+            // The command may take its time, so the byte is let go of meanwhile.
+            let acknowledge = chain.writable.take_last_byte().filter(|byte| byte.guard(view).is_ok());
+            let Some(acknowledge) = acknowledge else {
                 counters.failed.add(1);
                 return 0;
             };
@@ -46,8 +47,8 @@ impl Service for Control {
             if !done {
                 counters.failed.add(1);
             }
-            acknowledge.copy_in(&[if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR } as u8]);
-            1
+            let answer = [if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR } as u8];
+            acknowledge.guard(view).map_or(0, |mut byte| byte.copy_in(&answer) as u32)
         });
         ControlFlow::Continue(())
     }

@@ -5,7 +5,7 @@
 //! way of a buffer of this thread's.
 //!
 //! Guarantees:
-//! * A frame that can't be delivered is dropped and counted, and the next one gets its turn.
+//! * A frame that can't be delivered is dropped and counted, and the next one gets its turn. A tap that fails is asked again.
 //! * Where the guest has no buffers, frames stay with the tap, which drops what is too much; the thread sleeps.
 //! * One call handles at most [`BATCH`] frames of a direction.
 
@@ -34,6 +34,9 @@ const MAX_PIECES: usize = 500;
 /// The most chains that one frame takes: enough for the largest with buffers of 256 bytes.
 const MAX_PLACES: usize = 320;
 
+/// How often a tap may fail, without a frame in between, before it is left alone until the guest has new buffers.
+const MAX_FAILURES: usize = 64;
+
 /// Stands for the size of a place in which there is none.
 const NO_USE: usize = 0;
 
@@ -59,6 +62,8 @@ pub(super) struct Pair {
     pub listening: bool,
     /// Bytes of the frame before.
     pub expected: usize,
+    /// How often the tap has failed since the last frame.
+    pub failures: usize,
 }
 
 /// A buffer for a frame, by the head of its chain.
@@ -75,7 +80,7 @@ enum Received {
     Nothing,
     /// There is no place for one.
     NoPlace,
-    /// The tap's queue is gone or detached.
+    /// The tap's queue is gone or detached, or fails again and again.
     NoTap,
 }
 
@@ -84,9 +89,10 @@ impl Service for Pair {
         match token {
             RECEIVE => {
                 self.receive.begin(&self.view);
+                self.failures = 0;
                 self.listen(sources, true);
             }
-            TRANSMIT => self.transmit(),
+            TRANSMIT => self.transmit(sources),
             _ => self.receive(sources),
         }
         ControlFlow::Continue(())
@@ -106,9 +112,9 @@ impl Pair {
         }
     }
 
-    fn transmit(&mut self) {
+    fn transmit(&mut self, sources: &Sources) {
         let Self { transmit, view, tap, counters, number, .. } = self;
-        transmit.serve(view, |chain| {
+        transmit.serve(view, sources, |chain| {
             send(view, tap, *number, counters, &chain);
             0
         });
@@ -140,10 +146,19 @@ impl Pair {
             Ok(read) => read,
             Err(error) => {
                 receive.put_back(places.len());
-                let nothing = error.kind() == io::ErrorKind::WouldBlock;
-                return if nothing { Received::Nothing } else { Received::NoTap };
+                if error.kind() == io::ErrorKind::WouldBlock {
+                    return Received::Nothing;
+                }
+                self.failures += 1;
+                // What a queue that is detached says (Linux drivers/net/tun.c).
+                if error.raw_os_error() == Some(libc::EBADFD) || self.failures > MAX_FAILURES {
+                    return Received::NoTap;
+                }
+                counters.rx_dropped.add(1);
+                return Received::Frame;
             }
         };
+        self.failures = 0;
         let first = buffers.into_iter().next().unwrap_or_default();
         let rest = &spill[..(size - fitted).min(spill.len())];
         // More than there was room for may have been cut off.

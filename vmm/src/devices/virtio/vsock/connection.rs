@@ -36,8 +36,8 @@ pub(super) struct Connection {
     /// The host's port, and the guest's.
     pub ports: (u32, u32),
     socket: UnixStream,
-    /// What is waited for.
-    interest: EventFlags,
+    /// What is waited for; `None` for nothing at all.
+    interest: Option<EventFlags>,
     /// What the program of the host's has not taken yet.
     pending: VecDeque<u8>,
     /// Bytes that it has taken, and what the guest was told of that.
@@ -75,7 +75,7 @@ impl Connection {
             state,
             ports,
             socket,
-            interest: EventFlags::empty(),
+            interest: None,
             pending: VecDeque::new(),
             taken: 0,
             told: 0,
@@ -90,8 +90,8 @@ impl Connection {
         }
     }
 
-    /// Waits for what concerns it: nothing at all if there is nothing to wait for, since a socket whose other end is gone is
-    /// always ready.
+    /// Waits for what concerns it. While the guest is asked, that is just that the program goes, which an epoll tells unasked.
+    /// Later it is nothing at all if there is nothing to wait for, since a socket whose other end is gone is always ready.
     ///
     /// # Errors
     /// The system's.
@@ -104,13 +104,12 @@ impl Connection {
         let mut interest = EventFlags::empty();
         interest.set(EventFlags::IN, listen);
         interest.set(EventFlags::OUT, !self.pending.is_empty());
-        if interest == self.interest {
-            return Ok(());
-        }
-        match (self.interest.is_empty(), interest.is_empty()) {
-            (true, _) => sources.add(&self.socket, id, interest)?,
-            (_, true) => sources.remove(&self.socket)?,
-            _ => sources.modify(&self.socket, id, interest)?,
+        let interest = (!interest.is_empty() || matches!(self.state, State::Requested)).then_some(interest);
+        match (self.interest, interest) {
+            (before, after) if before == after => {}
+            (None, Some(interest)) => sources.add(&self.socket, id, interest)?,
+            (_, None) => sources.remove(&self.socket)?,
+            (_, Some(interest)) => sources.modify(&self.socket, id, interest)?,
         }
         self.interest = interest;
         Ok(())
@@ -233,10 +232,14 @@ impl Connection {
 
     /// What this side does not do any more, once the program of the host's sends no more: it may still read.
     pub fn own_shutdown(&self) -> u32 {
+        if self.is_gone() { NO_RECEIVE | NO_SEND } else { NO_SEND }
+    }
+
+    /// Whether the program of the host's neither reads nor writes any more.
+    pub fn is_gone(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let mut state = [PollFd::new(&self.socket, PollFlags::empty())];
-        let gone = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
-            && state[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
-        if gone { NO_RECEIVE | NO_SEND } else { NO_SEND }
+        poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
+            && state[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 }

@@ -163,8 +163,13 @@ impl Connections {
         let Some(connection) = self.all.get_mut(&id) else { return };
         match connection.state {
             State::Asking(_) => self.ask(id),
-            // It is not waited for.
-            State::Requested => {}
+            // The program did not wait for the guest's answer.
+            State::Requested => {
+                if connection.is_gone() {
+                    self.counters.rejected.add(1);
+                    self.reset(id);
+                }
+            }
             State::Established => match connection.flush() {
                 Ok(_) => {
                     if !connection.queued && !connection.ended {

@@ -50,10 +50,11 @@ impl Listener {
             Ok(found) if !found.file_type().is_socket() => {
                 return Err(bad("there is a file that is no socket: choose another path, or remove it".into()));
             }
-            Ok(_) => match UnixStream::connect(path) {
+            Ok(_) => match connect(path) {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     std::fs::remove_file(path).map_err(failed("remove the abandoned"))?;
                 }
+                // One who listens may have no time for it, either.
                 _ => return Err(bad("somebody listens on it: choose another path, or end that program".into())),
             },
         }
@@ -80,11 +81,7 @@ impl Listener {
     /// # Errors
     /// Nobody does, or too many have asked already.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
-        let address = SocketAddrUnix::new(beside(&self.path, &format!("_{port}")))?;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        rustix::net::connect(&socket, &address)?;
-        Ok(socket.into())
+        connect(&beside(&self.path, &format!("_{port}")))
     }
 }
 
@@ -95,6 +92,15 @@ impl Drop for Listener {
             tracing::warn!("cannot remove socket {}: {error}", self.path.display());
         }
     }
+}
+
+/// Connects, and never waits: not for one who listens and takes no connections either.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket.into())
 }
 
 fn identity(file: &Metadata) -> (u64, u64) {
