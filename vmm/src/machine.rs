@@ -124,7 +124,7 @@ impl Machine {
         let processors = Processors::start(vcpus, &control, &ram)?;
         let input = terminal.as_ref().map(|terminal| carry_input(&devices, &control, terminal)).transpose()?;
 
-        wait_for_end(&control, &starts);
+        wait_for_end(&control, &starts, &ram);
         processors.join();
         drop(ending);
         if let Some(input) = input {
@@ -139,13 +139,14 @@ impl Machine {
 }
 
 /// Waits for the first reason to end, and looks at processors that are to start meanwhile.
-fn wait_for_end(control: &Control, starts: &Starts) {
+fn wait_for_end(control: &Control, starts: &Starts, ram: &GuestRam) {
     loop {
         let (processors, limit) = starts.next_look();
         if control.wait_for_end(limit) {
             return;
         }
         processors.into_iter().for_each(|id| control.interrupt(id));
+        starts.give_back_remains(ram);
     }
 }
 

@@ -307,6 +307,29 @@ impl Discards {
         !self.is_free() && self.state.owed.lock().entries.iter().any(|entry| entry.pages.overlaps(pages))
     }
 
+    /// Owes the shared side of those of these pages for which no discard is ahead, and adds to `busy` those for which one is
+    /// under way: it may have passed them already. Call it as [`Discards::owe`].
+    pub fn owe_rest(&self, pages: PageRange, busy: &mut Vec<PageRange>) -> Vec<Debt> {
+        let mut parts: Vec<_> = {
+            let owed = self.state.owed.lock();
+            let known = owed.entries.iter().filter_map(|entry| {
+                let ahead = entry.side == PageState::Shared && entry.stage.idle_since().is_some();
+                Some((entry.pages.intersection(pages)?, ahead))
+            });
+            known.collect()
+        };
+        busy.extend(parts.iter().filter(|(_, ahead)| !ahead).map(|(part, _)| *part));
+        parts.sort_unstable_by_key(|(part, _)| part.first());
+        let mut first = pages.first();
+        let mut free = Vec::new();
+        for (part, _) in parts {
+            free.extend(PageRange::new(first, part.first()));
+            first = first.max(part.end());
+        }
+        free.extend(PageRange::new(first, pages.end()));
+        free.into_iter().map(|part| self.owe(part, PageState::Shared)).collect()
+    }
+
     /// Settles what is owed for these pages, and waits for what others are settling. `give_up` is asked now and then.
     ///
     /// # Errors
