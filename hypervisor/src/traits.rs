@@ -150,7 +150,7 @@ pub trait Vcpu: Send {
     /// Lets it run from its registers, instead of waiting for INIT and SIPI as all but the first do.
     fn start_at_once(&self) -> Result<()>;
 
-    /// Gives the guest a non-maskable interrupt.
+    /// Gives the guest a non-maskable interrupt. A processor that waits for INIT or SIPI goes without.
     fn inject_nmi(&self) -> Result<()>;
 
     /// Tells the guest's paravirtual clock, if it uses one, that the vCPU stood still: what watches for processors that

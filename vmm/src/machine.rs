@@ -12,18 +12,20 @@
 //! | `processors` | the vCPUs' threads |
 //! | `starts` | processors that the guest wakes, and the copy of low memory that they need |
 //! | `signal` | how a thread is made to leave the guest |
+//! | `ending` | what is over when the machine is, however it came to that |
 //!
 //! Guarantees: whatever a vCPU is at, it stops, pauses and ends promptly: nothing that a guest or a device does holds it up.
 //! When [`Machine::run`] returns, all threads of the machine have ended.
 
 mod build;
 mod control;
+mod ending;
 mod handle;
 mod processors;
 mod signal;
 mod starts;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use arch::x86_64::Isolation;
@@ -36,7 +38,8 @@ use crate::events::EventMonitor;
 use crate::memory::GuestRam;
 use crate::vcpu::{Phase, VcpuContext};
 use crate::{Error, Result};
-use handle::Pause;
+use ending::Ending;
+use handle::Transitions;
 use processors::Processors;
 
 pub(crate) use control::{Control, Order};
@@ -96,6 +99,8 @@ impl Machine {
         signal::handle()?;
         let parked = (0..).zip(&vcpus).filter(|(_, (_, phase))| matches!(phase, Phase::Parked { .. }));
         let starts = Arc::new(Starts::new(parked.map(|(id, _)| id).collect()));
+        // From here on others can reach the machine, and must find it ended whatever fails.
+        let ending = Ending { control: control.clone(), ram: ram.clone(), devices: devices.clone() };
         // Before the guest runs, so that whoever sees a sign of it can reach the machine.
         events.emit("vm", "booted", ());
         started(MachineHandle {
@@ -103,7 +108,7 @@ impl Machine {
             devices: devices.clone(),
             control: control.clone(),
             vm,
-            pause: Arc::new(Mutex::new(Pause::default())),
+            transitions: Arc::new(Transitions::default()),
         });
         let vcpus = (0..).zip(vcpus).map(|(id, (vcpu, phase))| {
             let context = VcpuContext {
@@ -116,14 +121,12 @@ impl Machine {
             };
             (vcpu, context)
         });
-        let processors = Processors::start(vcpus, &control)?;
+        let processors = Processors::start(vcpus, &control, &ram)?;
         let input = terminal.as_ref().map(|terminal| carry_input(&devices, &control, terminal)).transpose()?;
 
-        wait_for_end(&control, &starts);
-        ram.end_conversions();
+        wait_for_end(&control, &starts, &ram);
         processors.join();
-        // Handles of the machine may outlive it; what its devices hold must not.
-        devices.manager.end();
+        drop(ending);
         if let Some(input) = input {
             let _ = input.join();
         }
@@ -136,13 +139,14 @@ impl Machine {
 }
 
 /// Waits for the first reason to end, and looks at processors that are to start meanwhile.
-fn wait_for_end(control: &Control, starts: &Starts) {
+fn wait_for_end(control: &Control, starts: &Starts, ram: &GuestRam) {
     loop {
         let (processors, limit) = starts.next_look();
         if control.wait_for_end(limit) {
             return;
         }
         processors.into_iter().for_each(|id| control.interrupt(id));
+        starts.give_back_remains(ram);
     }
 }
 

@@ -56,6 +56,7 @@ use lent::LentMemory;
 use statistics::Counters;
 
 pub use conversion::ConversionError;
+pub(crate) use open_copies::OpenCopies;
 pub use statistics::{LATENCIES, LatencyHistogram, MemoryStatistics};
 
 /// Name of the shared backing; it shows in `/proc/PID/maps`.

@@ -1,7 +1,7 @@
 //! A vCPU's life: run, answer the exit, run again, until the machine stops.
 //!
-//! Between an exit and the next run the vCPU rests if the machine is paused. A conversion that a pause interrupts is made
-//! anew afterwards, before the exit is answered, so the guest sees nothing of it.
+//! Between an exit and the next run the vCPU rests if the machine is paused. A conversion that a pause interrupts, that of
+//! the launch included, is made anew afterwards, before the exit is answered, so the guest sees nothing of it.
 
 mod phase;
 
@@ -130,10 +130,17 @@ impl VcpuContext {
         Ok(())
     }
 
-    /// Converts, as often as it takes: a pause interrupts, and the end of the machine is an error.
     fn convert(&self, request: ConversionRequest) -> std::result::Result<bool, ConversionError> {
+        self.until_done(|| self.ram.convert(request))
+    }
+
+    /// Converts, as often as it takes: a pause interrupts, and the end of the machine is an error.
+    fn until_done<T>(
+        &self,
+        convert: impl Fn() -> std::result::Result<T, ConversionError>,
+    ) -> std::result::Result<T, ConversionError> {
         loop {
-            match self.ram.convert(request) {
+            match convert() {
                 Err(ConversionError::Interrupted) => {
                     if !self.control.rest(self.id) {
                         return Err(ConversionError::Stopped);
@@ -158,8 +165,8 @@ impl VcpuContext {
                 Next::Run
             }
             Exit::IoOut { port: LAUNCH_PORT, .. } if self.phase == Phase::Launching => {
+                self.until_done(|| self.ram.make_all_private())?;
                 self.phase = Phase::Running;
-                self.ram.make_all_private()?;
                 self.control.launch();
                 Next::Run
             }
@@ -308,10 +315,11 @@ impl RepeatedFaults {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use arch::x86_64::map::{RESET_PORT, RESET_VALUE};
     use arch::x86_64::{Isolation, MemoryLayout};
-    use hypervisor::model::ModelHypervisor;
+    use hypervisor::model::{Action, ModelHypervisor, ModelVm};
     use hypervisor::x86_64::{CpuidEntry, Registers, SpecialRegisters};
     use hypervisor::{GpaRange, Interrupter, Vm, VmType};
     use std::sync::atomic::Ordering;
@@ -388,18 +396,58 @@ mod tests {
         }
     }
 
-    fn context(policy: Policy) -> VcpuContext {
+    /// What a vCPU works with, in a guest that has been launched.
+    pub(crate) fn context(policy: Policy) -> VcpuContext {
         let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
+        let context = context_in(vm, policy);
+        context.ram.make_all_private().unwrap();
+        context
+    }
+
+    fn context_in(vm: Arc<ModelVm>, policy: Policy) -> VcpuContext {
         let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
         vm.create_irqchip().unwrap();
         let ram = Arc::new(GuestRam::new(vm.clone(), layout, RamOptions { policy, ..RamOptions::default() }).unwrap());
-        ram.make_all_private().unwrap();
         let control = Arc::new(Control::new(vec![Arc::new(Never)], true));
         let output = Output::new(SerialConfig::Null).writer(control.clone()).unwrap();
         let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
         let manager = DeviceManager::new(vm, ram.devices().clone(), true).unwrap();
         let devices = Arc::new(Devices { serial, console: None, cmos: Cmos::new(), manager });
         VcpuContext { id: 0, ram, devices, control, starts: Arc::new(Starts::new(Vec::new())), phase: Phase::Running }
+    }
+
+    #[test]
+    fn a_pause_during_the_launch_delays_it() {
+        let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
+        let context = VcpuContext { phase: Phase::Launching, ..context_in(vm.clone(), Policy::default()) };
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let port = |port, value| Action::PortWrite { port, data: vec![value] };
+        vm.script(0).push(port(LAUNCH_PORT, 0));
+        vm.script(0).push(port(RESET_PORT, RESET_VALUE));
+        let (ram, control) = (context.ram.clone(), context.control.clone());
+        let view = ram.devices().view("device");
+        // The conversion waits for this, and the pause for the conversion.
+        let window = view.window(vm_memory::GuestAddress(PAGE), 1).unwrap();
+        std::thread::scope(|scope| {
+            let left = control.clone();
+            let vcpu = scope.spawn(move || {
+                let result = run(vcpu, context);
+                left.leave(0);
+                result
+            });
+            // It is waiting, or about to.
+            while ram.statistics().private_bytes == 0 {
+                std::thread::yield_now();
+            }
+            control.pause();
+            ram.interrupt_conversions();
+            control.wait_until_still().unwrap();
+            drop(window);
+            ram.allow_conversions();
+            control.resume();
+            assert_eq!(vcpu.join().unwrap().unwrap(), Some(Stop::Reset));
+        });
+        assert_eq!(ram.statistics().private_bytes, 4 << 20);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 use std::io;
 use std::sync::{Arc, PoisonError};
 
-use kvm_bindings::{CpuId, KVM_EXIT_X86_WRMSR, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry, kvm_run};
+use kvm_bindings::{
+    CpuId, KVM_EXIT_X86_WRMSR, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry, kvm_run,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::immediate_exit::ImmediateExit;
@@ -126,6 +128,12 @@ impl Vcpu for KvmVcpu {
     }
 
     fn inject_nmi(&self) -> Result<()> {
+        // KVM takes an interrupt that is pending for something to run, whatever the processor waits for: until the SIPI,
+        // KVM_RUN would come back with EAGAIN at once, each time (Linux arch/x86/kvm/x86.c, kvm_vcpu_has_events).
+        let state = self.fd.get_mp_state().map_err(Error::failed("read", self.subject("the running state")))?;
+        if !matches!(state.mp_state, KVM_MP_STATE_RUNNABLE | KVM_MP_STATE_HALTED) {
+            return Ok(());
+        }
         self.fd.nmi().map_err(Error::failed("send", self.subject("a non-maskable interrupt")))
     }
 

@@ -9,7 +9,7 @@
 //! * After [`Control::wait_until_still`], no vCPU runs guest code or works at an exit until [`Control::resume`].
 //! * The machine ends once; of several reasons the worst counts ([`severity`]).
 //!
-//! Cost: two atomic operations for each run of a vCPU.
+//! Cost: two atomic operations for each run of a vCPU. Who rests sleeps until there is something new.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,7 +26,14 @@ use crate::{Error, Result};
 pub struct Control {
     processors: Vec<Processor>,
     state: Mutex<State>,
+    /// There is something new for whoever waits to go on: the vCPUs' threads, and the main one.
     changed: Condvar,
+    /// A vCPU stands still that did not. Apart from `changed`, since those who say it wait for that themselves: they would
+    /// wake each other for ever.
+    stands: Condvar,
+    /// How often a wait for `changed` has come to an end.
+    #[cfg(test)]
+    awakenings: std::sync::atomic::AtomicU64,
 }
 
 struct Processor {
@@ -81,6 +88,9 @@ impl Control {
             processors: interrupters.into_iter().map(processor).collect(),
             state: Mutex::new(State { outcome: None, over: false, paused: false, launched, vcpus }),
             changed: Condvar::new(),
+            stands: Condvar::new(),
+            #[cfg(test)]
+            awakenings: Default::default(),
         }
     }
 
@@ -90,7 +100,10 @@ impl Control {
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+        let state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        #[cfg(test)]
+        self.awakenings.fetch_add(1, Ordering::Relaxed);
+        state
     }
 
     /// Makes vCPU `id` look at the state.
@@ -106,6 +119,7 @@ impl Control {
     fn alert_all(&self, state: &State) {
         (0..self.processors.len()).for_each(|id| self.alert(state, id));
         self.changed.notify_all();
+        self.stands.notify_all();
     }
 
     /// Makes vCPU `id` leave the guest for a moment.
@@ -122,7 +136,7 @@ impl Control {
     /// The calling thread no longer runs vCPU `id`.
     pub(crate) fn leave(&self, id: u8) {
         self.state().vcpus[usize::from(id)] = VcpuState::default();
-        self.changed.notify_all();
+        self.stands.notify_all();
     }
 
     /// What vCPU `id` is to do next. Rests here for as long as it must not run.
@@ -144,9 +158,10 @@ impl Control {
             }
             let paused = state.paused;
             let vcpu = &mut state.vcpus[id];
-            vcpu.active = false;
             vcpu.rested |= paused;
-            self.changed.notify_all();
+            if std::mem::replace(&mut vcpu.active, false) {
+                self.stands.notify_all();
+            }
             state = self.wait(state);
         }
         Order::End
@@ -251,7 +266,7 @@ impl Control {
             if !state.vcpus.iter().any(|vcpu| vcpu.active) {
                 return Ok(());
             }
-            state = self.wait(state);
+            state = self.stands.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Steering a machine that runs, from any thread.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hypervisor::Vm;
@@ -18,13 +19,21 @@ pub struct MachineHandle {
     pub(super) devices: Arc<Devices>,
     pub(super) control: Arc<Control>,
     pub(super) vm: Arc<dyn Vm>,
+    pub(super) transitions: Arc<Transitions>,
+}
+
+/// Pausing and resuming, one at a time.
+#[derive(Debug, Default)]
+pub(super) struct Transitions {
     /// Held by whoever pauses or resumes.
-    pub(super) pause: Arc<Mutex<Pause>>,
+    pause: Mutex<Pause>,
+    /// Whether the machine stands still, for whoever won't wait for that.
+    still: AtomicBool,
 }
 
 /// Whether the machine stands still.
 #[derive(Debug, Default)]
-pub(super) enum Pause {
+enum Pause {
     #[default]
     Running,
     /// Since the guest's clock showed this.
@@ -34,7 +43,7 @@ pub(super) enum Pause {
 impl MachineHandle {
     fn transition(&self) -> MutexGuard<'_, Pause> {
         // Nothing in here panics half-way.
-        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+        self.transitions.pause.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the machine, with [`Stop::Requested`].
@@ -65,6 +74,7 @@ impl MachineHandle {
         let clock = self.vm.clock();
         let clock = clock.inspect_err(|error| tracing::warn!("the guest's clock goes on: {}", chain(error)));
         *pause = Pause::Paused { clock: clock.ok() };
+        self.transitions.still.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -78,6 +88,7 @@ impl MachineHandle {
         if let Some(clock) = clock {
             self.vm.set_clock(clock)?;
         }
+        self.transitions.still.store(false, Ordering::Release);
         self.devices.manager.resume();
         self.ram.allow_conversions();
         self.control.resume();
@@ -85,9 +96,9 @@ impl MachineHandle {
         Ok(())
     }
 
-    /// Whether the machine stands still.
+    /// Whether the machine stands still. One that is about to does not yet; this does not wait for it.
     pub fn is_paused(&self) -> bool {
-        matches!(*self.transition(), Pause::Paused { .. })
+        self.transitions.still.load(Ordering::Acquire)
     }
 
     /// Gives all processors that run a non-maskable interrupt; in a paused machine, when it goes on.

@@ -7,12 +7,15 @@ use std::thread::JoinHandle;
 use hypervisor::Vcpu;
 
 use super::{Control, spawn};
+use crate::memory::GuestRam;
 use crate::vcpu::{self, VcpuContext};
 use crate::{Error, Result};
 
 /// Running vCPUs. Dropped, they end.
 pub(super) struct Processors {
     control: Arc<Control>,
+    /// What their conversions wait for must not hold their end up.
+    ram: Arc<GuestRam>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -24,8 +27,9 @@ impl Processors {
     pub(super) fn start(
         vcpus: impl IntoIterator<Item = (Box<dyn Vcpu>, VcpuContext)>,
         control: &Arc<Control>,
+        ram: &Arc<GuestRam>,
     ) -> Result<Self> {
-        let mut processors = Self { control: control.clone(), threads: Vec::new() };
+        let mut processors = Self { control: control.clone(), ram: ram.clone(), threads: Vec::new() };
         for (vcpu, context) in vcpus {
             let control = control.clone();
             let thread = spawn(&format!("vcpu{}", context.id), move || run(vcpu, context, &control))?;
@@ -40,6 +44,7 @@ impl Processors {
     }
 
     fn join_all(&mut self) {
+        self.ram.end_conversions();
         for thread in self.threads.drain(..) {
             // A panic was caught on the thread itself.
             let _ = thread.join();

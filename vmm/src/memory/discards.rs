@@ -7,13 +7,14 @@
 //!
 //! The thread works only when nothing else is being converted or discarded, and was for [`QUIET`]. Beside a conversion it would be
 //! in its way: setting attributes and discarding take the same locks in the kernel, and a guest that converts all of its
-//! memory pays two to six times the price if both go on at once.
+//! memory pays two to six times the price if both go on at once. A guest that never rests must not keep memory for ever,
+//! though: once a discard has waited for [`OVERDUE`], the thread does it all the same, one in each such time.
 //!
 //! Guarantees:
 //! * Pages that are owed are never converted: [`Discards::settle_all_in`] comes first, and does the work itself rather than
 //!   wait for the queue. So no discard ever meets pages that are in use again.
-//! * A discard that fails stays owed. It is tried again about once a second, and before its pages are converted, which is
-//!   refused as long as it fails. More than the limit of such debts refuses all conversions that would add to them.
+//! * A discard that fails stays owed. It is tried again about once a second (beside steady conversions, one of all that
+//!   failed or wait is), and before its pages are converted, which is refused as long as it fails. More than the limit of such debts refuses all conversions that would add to them.
 //! * Memory held beyond what the guest has is at most the limit, one piece for each thread that converts, and what the
 //!   host fails to take back.
 //!
@@ -36,6 +37,9 @@ const AT_ONCE: u64 = 256 << 10;
 
 /// How long nobody else must have converted or discarded anything before the thread works.
 pub const QUIET: Duration = Duration::from_millis(10);
+
+/// How long a discard waits for a quiet moment; also the least time between two that are done without one.
+const OVERDUE: Duration = Duration::from_secs(1);
 
 /// How long the thread waits before it tries again what failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -127,12 +131,22 @@ struct Entry {
 enum Stage {
     /// Its holder decides what becomes of it, or is doing it.
     Held,
-    /// Anybody may do it.
-    Queued,
+    /// Anybody may do it, since then.
+    Queued(Instant),
     /// Somebody does it.
     Running,
-    /// It failed; anybody may try again from then on.
+    /// It failed then; anybody may try again.
     Failed(Instant),
+}
+
+impl Stage {
+    /// Since when it has waited for anybody to do it.
+    fn idle_since(self) -> Option<Instant> {
+        match self {
+            Self::Queued(since) | Self::Failed(since) => Some(since),
+            Self::Held | Self::Running => None,
+        }
+    }
 }
 
 impl Owed {
@@ -142,7 +156,7 @@ impl Owed {
 
     /// Bytes that wait for the thread or for another attempt.
     fn held_back(&self) -> u64 {
-        self.bytes(|stage| matches!(stage, Stage::Queued | Stage::Failed(_)))
+        self.bytes(|stage| stage.idle_since().is_some())
     }
 
     fn bytes(&self, of: impl Fn(Stage) -> bool) -> u64 {
@@ -152,11 +166,18 @@ impl Owed {
     /// Something for the thread to do.
     fn next_work(&self) -> Option<u64> {
         let due = |entry: &&Entry| match entry.stage {
-            Stage::Queued => true,
+            Stage::Queued(_) => true,
             Stage::Failed(since) => since.elapsed() >= RETRY_INTERVAL,
             Stage::Held | Stage::Running => false,
         };
         self.entries.iter().find(due).map(|entry| entry.id)
+    }
+
+    /// What has waited for the longest, if that is too long.
+    fn overdue_work(&self) -> Option<u64> {
+        let idle = self.entries.iter().filter_map(|entry| Some((entry.stage.idle_since()?, entry.id)));
+        let (since, id) = idle.min()?;
+        (since.elapsed() >= OVERDUE).then_some(id)
     }
 
     /// Conversions and discards so far.
@@ -235,7 +256,7 @@ impl Discards {
             return self.settle_now(debt);
         }
         if let Some(entry) = owed.find(debt.id) {
-            entry.stage = Stage::Queued;
+            entry.stage = Stage::Queued(Instant::now());
         }
         state.settled.notify_all();
         if held_back == 0 {
@@ -286,6 +307,29 @@ impl Discards {
         !self.is_free() && self.state.owed.lock().entries.iter().any(|entry| entry.pages.overlaps(pages))
     }
 
+    /// Owes the shared side of those of these pages for which no discard is ahead, and adds to `busy` those for which one is
+    /// under way: it may have passed them already. Call it as [`Discards::owe`].
+    pub fn owe_rest(&self, pages: PageRange, busy: &mut Vec<PageRange>) -> Vec<Debt> {
+        let mut parts: Vec<_> = {
+            let owed = self.state.owed.lock();
+            let known = owed.entries.iter().filter_map(|entry| {
+                let ahead = entry.side == PageState::Shared && entry.stage.idle_since().is_some();
+                Some((entry.pages.intersection(pages)?, ahead))
+            });
+            known.collect()
+        };
+        busy.extend(parts.iter().filter(|(_, ahead)| !ahead).map(|(part, _)| *part));
+        parts.sort_unstable_by_key(|(part, _)| part.first());
+        let mut first = pages.first();
+        let mut free = Vec::new();
+        for (part, _) in parts {
+            free.extend(PageRange::new(first, part.first()));
+            first = first.max(part.end());
+        }
+        free.extend(PageRange::new(first, pages.end()));
+        free.into_iter().map(|part| self.owe(part, PageState::Shared)).collect()
+    }
+
     /// Settles what is owed for these pages, and waits for what others are settling. `give_up` is asked now and then.
     ///
     /// # Errors
@@ -297,7 +341,7 @@ impl Discards {
             if overlapping.peek().is_none() {
                 return Ok(());
             }
-            let idle = overlapping.find(|entry| matches!(entry.stage, Stage::Queued | Stage::Failed(_)));
+            let idle = overlapping.find(|entry| entry.stage.idle_since().is_some());
             match idle.map(|entry| entry.id) {
                 Some(id) => owed = self.state.run(owed, id)?,
                 None if give_up() => return Ok(()),
@@ -402,8 +446,10 @@ impl State {
         let mut owed = self.owed.lock();
         // Nothing is owed at the very start, however late this thread comes.
         let mut seen = (0, 0);
+        // When something was last done without a quiet moment.
+        let mut forced: Option<Instant> = None;
         while !owed.closed {
-            let Some(id) = owed.next_work() else {
+            let Some(mut id) = owed.next_work() else {
                 match owed.held_back() {
                     0 => self.work.wait(&mut owed),
                     _ => drop(self.work.wait_for(&mut owed, RETRY_INTERVAL)),
@@ -413,8 +459,13 @@ impl State {
             let now = owed.activity();
             if now != seen || self.busy.load(Ordering::Relaxed) != 0 {
                 seen = now;
-                self.work.wait_for(&mut owed, QUIET);
-                continue;
+                let overdue = owed.overdue_work().filter(|_| forced.is_none_or(|last| last.elapsed() >= OVERDUE));
+                let Some(overdue) = overdue else {
+                    self.work.wait_for(&mut owed, QUIET);
+                    continue;
+                };
+                forced = Some(Instant::now());
+                id = overdue;
             }
             // What failed is recorded and reported there.
             owed = self.run(owed, id).unwrap_or_else(|_| self.owed.lock());

@@ -113,6 +113,52 @@ fn large_discards_wait_until_nothing_else_goes_on() {
 }
 
 #[test]
+fn what_finds_no_quiet_moment_is_done_all_the_same() {
+    /// Whose discard takes until it is let go.
+    const BUSY: &str = "busy";
+    let gate = Arc::new(Gate::default());
+    let passing = gate.clone();
+    let hypervisor = ModelHypervisor::new();
+    let vm = hypervisor.create(VmType::SwProtected).unwrap();
+    let vm = ObservedVm::with_discards(
+        vm,
+        Box::new(move |_, offset, size| {
+            let name = std::thread::current().name().map(str::to_owned);
+            if name.as_deref() == Some(BUSY) {
+                passing.arrived.store(true, Ordering::Relaxed);
+                drop(passing.opened.wait_while(passing.open.lock().unwrap(), |open| !*open).unwrap());
+            }
+            passing.discards.lock().unwrap().push((offset, size, name.as_deref() == Some("discard")));
+        }),
+    );
+    let layout = MemoryLayout::one_alias(64 * MIB, 46).unwrap();
+    let options = RamOptions { discard_backlog: Some(2 * MIB), ..RamOptions::default() };
+    let ram = GuestRam::new(vm, layout, options).unwrap();
+    let done = std::thread::scope(|scope| {
+        // Too large to wait, so that whoever converts discards it, and there is no quiet moment.
+        let busy = || ram.convert(host(pages(32 * MIB, 1024), Private)).unwrap();
+        std::thread::Builder::new().name(BUSY.into()).spawn_scoped(scope, busy).unwrap();
+        let opening = Opening(&gate);
+        while !gate.arrived.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        hypervisor.faults().fail(Operation::DiscardShared, Failure::new(libc::ENOMEM));
+        ram.convert(host(pages(0, 4), Private)).unwrap();
+        ram.convert(host(pages(2 * MIB, 256), Private)).unwrap();
+        gate.discards();
+        let start = Instant::now();
+        let mut done = Vec::new();
+        while done.len() < 2 && start.elapsed() < Duration::from_secs(30) {
+            std::thread::sleep(Duration::from_millis(10));
+            done.extend(gate.discards());
+        }
+        drop(opening);
+        done
+    });
+    assert_eq!(done, [(0, 4 * PAGE_SIZE, true), (2 * MIB, MIB, true)], "the oldest first");
+}
+
+#[test]
 fn beyond_the_bound_whoever_converts_discards() {
     let (vm, ram) = guest(64 * MIB, RamOptions { discard_backlog: Some(8 * MIB), ..RamOptions::default() });
     let _opening = Opening(&vm);

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use std::fs::File;
+use std::time::Duration;
 
 use hypervisor::{Error, INTERRUPT_PINS, MAX_GSI, MsiRoute, VmType};
 use kvm_tests::backend::{Backend, TestVm};
@@ -10,6 +11,7 @@ use kvm_tests::expect;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::Contract;
 
@@ -18,6 +20,9 @@ pub const CONTRACTS: &[Contract] = &[
     ("i2_messages_have_lines_of_their_own", i2_routes),
     ("i3_an_address_has_one_event", i3_addresses),
 ];
+
+/// Only on real KVM: the model's processors wait for nobody.
+pub const ON_KVM: &[Contract] = &[("i4_a_processor_that_waits_for_init_goes_without_an_nmi", i4_waiting)];
 
 fn vm(backend: &Backend) -> anyhow::Result<TestVm> {
     let vm = backend.create_vm(VmType::Default)?;
@@ -73,4 +78,25 @@ fn i3_addresses(backend: &Backend) -> anyhow::Result<()> {
     vm.vm().register_ioeventfd(second.as_fd(), 0xd000_0000)?;
     let file = File::open("/dev/null")?;
     refused("no event", vm.vm().register_ioeventfd(file.as_fd(), 0xd000_1000), Errno::INVAL)
+}
+
+/// A run that could do nothing would come back at once, again and again, and keep a processor of the host busy.
+fn i4_waiting(backend: &Backend) -> anyhow::Result<()> {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    let vm = vm(backend)?;
+    let _first = vm.vm().create_vcpu(0)?;
+    let mut waiting = vm.vm().create_vcpu(1)?;
+    let interrupter = waiting.interrupter()?;
+    waiting.inject_nmi()?;
+    register_signal_handler(SIGRTMIN(), nothing)?;
+    let run = std::thread::spawn(move || waiting.run().map(|exit| format!("{exit:?}")));
+    std::thread::sleep(Duration::from_millis(200));
+    let came_back = run.is_finished();
+    interrupter.set(true);
+    while !run.is_finished() {
+        run.kill(SIGRTMIN())?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let exit = run.join().map_err(|_| anyhow::anyhow!("the run panicked"))??;
+    expect::equal("whether it came back by itself, and how", (came_back, exit.as_str()), (false, "Interrupted"))
 }

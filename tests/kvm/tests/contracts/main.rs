@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     ];
     let trials = contracts.into_iter().flatten().flat_map(|contract| [on_kvm(*contract), on_model(*contract)]);
     let trials = trials
-        .chain(e::ON_KVM.iter().copied().map(on_kvm))
+        .chain([e::ON_KVM, i::ON_KVM].concat().into_iter().map(on_kvm))
         .chain(m::CONTRACTS.iter().flat_map(|contract| [not_on_kvm(contract.0), on_model_only(*contract)]));
     let example = trial("kvm::the_example_of_a_private_page_runs", || {
         Backend::kvm()?.create_private_vm()?;

@@ -121,3 +121,41 @@ fn a_rest_inside_an_exit_is_told_to_the_next_run() {
     control.end(Ok(Stop::PowerOff));
     assert!(!control.rest(0));
 }
+
+#[test]
+fn who_rests_sleeps() {
+    crate::machine::signal::handle().unwrap();
+    // A pause makes the first rest; the others have not been launched, and rest from the start.
+    let sleeper = || Arc::<Sleeper>::default();
+    let sleepers = [sleeper(), sleeper(), sleeper()];
+    let interrupters = sleepers.iter().map(|sleeper| sleeper.clone() as Arc<dyn Interrupter>).collect();
+    let control = Control::new(interrupters, false);
+    let mut counts = Vec::new();
+    std::thread::scope(|scope| {
+        for (id, sleeper) in (0u8..).zip(&sleepers) {
+            let control = &control;
+            scope.spawn(move || {
+                control.enter(id);
+                while let Order::Run { .. } = control.before_run(id) {
+                    sleeper.run();
+                }
+                control.leave(id);
+            });
+        }
+        let main = scope.spawn(|| while !control.wait_for_end(None) {});
+        let awakenings = || control.awakenings.load(Ordering::Relaxed);
+        for launched in [false, true] {
+            std::thread::sleep(Duration::from_millis(50));
+            control.pause();
+            control.wait_until_still().unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+            counts.push((launched, awakenings()));
+            control.launch();
+            control.resume();
+        }
+        control.end(Ok(Stop::Requested));
+        main.join().unwrap();
+    });
+    // The kernel may wake somebody for no reason now and then. Who wakes others in turn does so thousands of times.
+    assert!(counts.iter().all(|(_, count)| *count < 100), "{counts:?}");
+}
