@@ -135,3 +135,29 @@ impl MachineHandle {
         self.ram.statistics()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::conversion::Policy;
+    use crate::vcpu::tests::context;
+    use hypervisor::VmType;
+    use hypervisor::model::ModelHypervisor;
+
+    #[test]
+    fn whoever_asks_whether_it_is_paused_waits_for_no_transition() {
+        let context = context(Policy::default());
+        let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
+        let (ram, devices, control) = (context.ram, context.devices, context.control);
+        let handle = MachineHandle { ram, devices, control, vm, transitions: Arc::default() };
+        let transition = handle.transition();
+        assert!(!handle.is_paused());
+        drop(transition);
+        handle.pause().unwrap();
+        let transition = handle.transition();
+        assert!(handle.is_paused());
+        drop(transition);
+        handle.resume().unwrap();
+        assert!(!handle.is_paused());
+    }
+}

@@ -8,7 +8,7 @@
 //! The thread works only when nothing else is being converted or discarded, and was for [`QUIET`]. Beside a conversion it would be
 //! in its way: setting attributes and discarding take the same locks in the kernel, and a guest that converts all of its
 //! memory pays two to six times the price if both go on at once. A guest that never rests must not keep memory for ever,
-//! though: once a discard has waited for [`OVERDUE`], the thread does it all the same, one in each such time.
+//! though: once a discard has waited for a second, the thread does it all the same, one in each second.
 //!
 //! Guarantees:
 //! * Pages that are owed are never converted: [`Discards::settle_all_in`] comes first, and does the work itself rather than

@@ -18,6 +18,15 @@ impl Sleeper {
             std::thread::yield_now();
         }
     }
+
+    /// The life of a vCPU's thread.
+    fn live(&self, control: &Control, id: u8) {
+        control.enter(id);
+        while let Order::Run { .. } = control.before_run(id) {
+            self.run();
+        }
+        control.leave(id);
+    }
 }
 
 fn sleepers(count: usize) -> (Vec<Arc<Sleeper>>, Control) {
@@ -70,13 +79,7 @@ fn no_interruption_is_lost() {
     std::thread::scope(|scope| {
         for (id, sleeper) in (0u8..).zip(&sleepers) {
             let control = &control;
-            scope.spawn(move || {
-                control.enter(id);
-                while let Order::Run { .. } = control.before_run(id) {
-                    sleeper.run();
-                }
-                control.leave(id);
-            });
+            scope.spawn(move || sleeper.live(control, id));
         }
         for _ in 0..500 {
             // Each would wait for ever if one were lost.
@@ -134,13 +137,7 @@ fn who_rests_sleeps() {
     std::thread::scope(|scope| {
         for (id, sleeper) in (0u8..).zip(&sleepers) {
             let control = &control;
-            scope.spawn(move || {
-                control.enter(id);
-                while let Order::Run { .. } = control.before_run(id) {
-                    sleeper.run();
-                }
-                control.leave(id);
-            });
+            scope.spawn(move || sleeper.live(control, id));
         }
         let main = scope.spawn(|| while !control.wait_for_end(None) {});
         let awakenings = || control.awakenings.load(Ordering::Relaxed);
