@@ -32,7 +32,7 @@ pub struct DiskConfig {
     /// The serial number that the guest sees, at most 20 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// Raw, or refused.
+    /// Raw or Unknown, which is taken for raw; others are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_type: Option<String>,
     /// Refused unless false: the host's page cache is used.
