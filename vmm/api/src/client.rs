@@ -58,9 +58,10 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether there was no answer in the time that [`Client::patient`] gives.
+    /// Whether there was no answer in the time that [`Client::patient`] gives, or a signal came first.
     pub fn is_timeout(&self) -> bool {
-        let late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+        let late = |error: &io::Error| matches!(error.kind(), Interrupted | TimedOut | WouldBlock);
         matches!(self, Self::Broken(source) | Self::Connect { source, .. } if late(source))
     }
 }
