@@ -11,9 +11,10 @@
 //! The configuration is kept from create to delete; devices that are added or removed change it, so that a machine that is
 //! booted anew has them. A machine runs on a thread of its own (`life`), which builds it anew after each reset.
 //!
-//! Guarantees: one operation at a time; one that fails changes nothing; when the controller is closed, no machine is left.
-//! When the guest powers off, a machine fails, or somebody asks for the end, the process is to end, as Cloud Hypervisor
-//! does; [`Settings::keep`] keeps it after a power-off, and where a machine that was reset can't be built anew.
+//! Guarantees: one operation at a time; one that fails changes nothing (but a reset can't be taken back); when the
+//! controller is closed, no machine is left. When the guest powers off, a machine fails, or somebody asks for the end, the
+//! process is to end, as Cloud Hypervisor does; [`Settings::keep`] keeps it after a power-off, and where a machine that was
+//! reset can't be built anew.
 
 pub mod hub;
 mod life;
