@@ -10,12 +10,14 @@
 //! takes what it gets loses nothing, whenever a machine pauses or ends.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 use rustix::termios::{self, OptionalActions, Termios};
 
 use crate::config::{ConsoleConfig, SerialConfig};
@@ -105,7 +107,14 @@ fn open(place: &SerialConfig, role: &'static str) -> Result<Option<Arc<OwnedFd>>
         }
         SerialConfig::File(path) => {
             let failed = |source| Error::File { operation: "create", role, path: path.clone(), source };
-            File::create(path).map_err(failed)?.into()
+            // A pipe is not waited for, neither here nor when it is full: see `Patient`.
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
+            let file = options.open(path).map_err(|error| match error.raw_os_error() {
+                Some(libc::ENXIO) => failed(io::Error::other("nobody reads this pipe: start its reader first")),
+                _ => failed(error),
+            });
+            file?.into()
         }
         SerialConfig::Null => return Ok(None),
     };
@@ -322,6 +331,7 @@ impl EscapeFilter {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Read;
 
     use super::*;
@@ -341,6 +351,24 @@ mod tests {
         assert_eq!(pass(true, &[b"a\x01\x01b"]), Some(b"a\x01b".to_vec()));
         assert_eq!(pass(true, &[b"\x01", b"c"]), Some(b"\x01c".to_vec()));
         assert_eq!(pass(false, &[b"\x01x"]), Some(b"\x01x".to_vec()));
+    }
+
+    #[test]
+    fn a_pipe_needs_a_reader_and_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        let place = SerialConfig::File(pipe.clone());
+        let error = crate::error::chain(&open(&place, "serial output").unwrap_err());
+        assert!(error.contains(pipe.to_str().unwrap()) && error.contains("nobody reads"), "{error}");
+        let flags = (OFlags::RDONLY | OFlags::NONBLOCK).bits() as i32;
+        let mut reader = OpenOptions::new().read(true).custom_flags(flags).open(&pipe).unwrap();
+        let file = open(&place, "serial output").unwrap().unwrap();
+        let control = Arc::new(Control::new(Vec::new(), true));
+        Patient::new(file, control).write_all(b"said").unwrap();
+        let mut said = String::new();
+        reader.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "said");
     }
 
     /// A pipe that takes nothing more.

@@ -113,6 +113,8 @@ pub struct GuestRam {
     turns: Turns,
     counters: Counters,
     observer: Arc<MemoryObserver>,
+    /// The launch has made RAM private.
+    launched: AtomicBool,
     ending: AtomicBool,
     /// The machine pauses.
     interrupted: AtomicBool,
@@ -164,6 +166,7 @@ impl GuestRam {
             turns: Turns::default(),
             counters: Counters::default(),
             observer,
+            launched: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             interrupted: AtomicBool::new(false),
         };
@@ -204,9 +207,10 @@ impl GuestRam {
         **self.policy.load()
     }
 
-    /// Changes what conversions may do, from the next request on.
+    /// Changes what conversions may do, from the next request on, and for those that wait for their turns.
     pub fn set_policy(&self, policy: Policy) {
-        self.policy.store(Arc::new(policy));
+        let before = self.policy.swap(Arc::new(policy));
+        self.turns.follow(&before, &policy);
     }
 
     /// Lets somebody else map shared memory: gives it all that is shared now, and tells it of each conversion from then on.

@@ -7,13 +7,18 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde_json::Value;
 
 use crate::ROOT;
 
 /// The most bytes of an answer.
 const ANSWER_LIMIT: u64 = 64 << 20;
+/// The most bytes of a line of a header, or before a chunk.
+const LINE_LIMIT: u64 = 16 << 10;
 
 static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::to_value(crate::document::document()).unwrap_or_default());
@@ -33,6 +38,9 @@ pub enum ClientError {
     /// The connection broke.
     #[error("the connection to umbra broke")]
     Broken(#[source] io::Error),
+    /// There is more of it than can be of use.
+    #[error("umbra's answer has more than {ANSWER_LIMIT} bytes")]
+    TooLong,
     /// What came is no HTTP.
     #[error("what answers there is not umbra: {0}")]
     NotHttp(&'static str),
@@ -49,6 +57,15 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// Whether there was no answer in the time that [`Client::patient`] gives, or a signal came first.
+    pub fn is_timeout(&self) -> bool {
+        use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+        let late = |error: &io::Error| matches!(error.kind(), Interrupted | TimedOut | WouldBlock);
+        matches!(self, Self::Broken(source) | Self::Connect { source, .. } if late(source))
+    }
+}
+
 /// An answer.
 #[derive(Debug)]
 pub struct Answer {
@@ -60,12 +77,19 @@ pub struct Answer {
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
+    patience: Option<Duration>,
 }
 
 impl Client {
     /// A client of this socket.
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self { socket: socket.to_owned(), patience: None }
+    }
+
+    /// The same, but it waits no longer than this for umbra's next move.
+    #[must_use]
+    pub fn patient(&self, patience: Duration) -> Self {
+        Self { socket: self.socket.clone(), patience: Some(patience) }
     }
 
     /// The names of all operations.
@@ -86,18 +110,29 @@ impl Client {
         body: Option<&Value>,
         accept: &str,
     ) -> Result<Answer, ClientError> {
-        let (status, mut reader) = self.send(operation, query, body, accept)?;
-        let mut body = Vec::new();
-        reader.read_to_end(&mut body).map_err(ClientError::Broken)?;
-        match status {
-            200..300 => Ok(Answer { body }),
-            _ => {
-                let chain = serde_json::from_slice(&body);
-                let chain = chain
-                    .unwrap_or_else(|_| vec![format!("umbra answers {status}"), String::from_utf8_lossy(&body).into()]);
-                Err(ClientError::Refused { status, chain })
-            }
+        read_all(self.read(operation, query, body, accept)?).map(|body| Answer { body })
+    }
+
+    /// The same, but the body of the answer is for the caller to read, as it comes.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn read(
+        &self,
+        operation: &str,
+        query: &[(&str, String)],
+        body: Option<&Value>,
+        accept: &str,
+    ) -> Result<Box<dyn Read>, ClientError> {
+        let (status, reader) = self.send(operation, query, body, accept)?;
+        if (200..300).contains(&status) {
+            return Ok(reader);
         }
+        let body = read_all(reader)?;
+        let chain = serde_json::from_slice(&body);
+        let chain =
+            chain.unwrap_or_else(|_| vec![format!("umbra answers {status}"), String::from_utf8_lossy(&body).into()]);
+        Err(ClientError::Refused { status, chain })
     }
 
     /// Calls an operation whose answer has no end, and reads its lines.
@@ -105,11 +140,7 @@ impl Client {
     /// # Errors
     /// As [`Client::call`].
     pub fn lines(&self, operation: &str) -> Result<impl Iterator<Item = io::Result<String>>, ClientError> {
-        let (status, reader) = self.send(operation, &[], None, "text/event-stream")?;
-        match status {
-            200 => Ok(BufReader::new(reader).lines()),
-            _ => Err(ClientError::Refused { status, chain: vec![format!("umbra answers {status}")] }),
-        }
+        Ok(BufReader::new(self.read(operation, &[], None, "text/event-stream")?).lines())
     }
 
     fn send(
@@ -120,8 +151,8 @@ impl Client {
         accept: &str,
     ) -> Result<(u16, Box<dyn Read>), ClientError> {
         let (method, path) = find(operation).ok_or_else(|| ClientError::Unknown(operation.into()))?;
-        let connect = |source| ClientError::Connect { path: self.socket.clone(), source };
-        let mut stream = UnixStream::connect(&self.socket).map_err(connect)?;
+        let unreachable = |source| ClientError::Connect { path: self.socket.clone(), source };
+        let mut stream = self.connect().map_err(unreachable)?;
         let mut target = format!("{ROOT}{path}");
         for (i, (name, value)) in query.iter().enumerate() {
             let _ = write!(target, "{}{name}={value}", if i == 0 { '?' } else { '&' });
@@ -137,6 +168,23 @@ impl Client {
         stream.write_all(request.as_bytes()).map_err(ClientError::Broken)?;
         answer(stream)
     }
+
+    fn connect(&self) -> io::Result<UnixStream> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // For the connection, too: a server that takes no more of them makes clients wait.
+        for direction in [Timeout::Send, Timeout::Recv] {
+            set_socket_timeout(&socket, direction, self.patience)?;
+        }
+        connect(&socket, &SocketAddrUnix::new(&self.socket)?)?;
+        Ok(socket.into())
+    }
+}
+
+/// All of a body.
+fn read_all(reader: Box<dyn Read>) -> Result<Vec<u8>, ClientError> {
+    let mut body = Vec::new();
+    reader.take(ANSWER_LIMIT + 1).read_to_end(&mut body).map_err(ClientError::Broken)?;
+    if body.len() as u64 > ANSWER_LIMIT { Err(ClientError::TooLong) } else { Ok(body) }
 }
 
 /// Method and path of an operation.
@@ -154,7 +202,7 @@ fn answer(stream: UnixStream) -> Result<(u16, Box<dyn Read>), ClientError> {
     let mut reader = BufReader::new(stream);
     let mut line = || -> Result<String, ClientError> {
         let mut line = String::new();
-        (&mut reader).take(16 << 10).read_line(&mut line).map_err(ClientError::Broken)?;
+        (&mut reader).take(LINE_LIMIT).read_line(&mut line).map_err(ClientError::Broken)?;
         Ok(line)
     };
     let first = line()?;
@@ -169,7 +217,7 @@ fn answer(stream: UnixStream) -> Result<(u16, Box<dyn Read>), ClientError> {
             _ => {}
         }
     }
-    Ok((status, if chunked { Box::new(Chunks { reader, left: 0 }) } else { Box::new(reader.take(ANSWER_LIMIT)) }))
+    Ok((status, if chunked { Box::new(Chunks { reader, left: 0 }) } else { Box::new(reader) }))
 }
 
 /// A body in chunks (RFC 9112, 7.1).
@@ -182,11 +230,11 @@ impl Read for Chunks {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.left == 0 {
             let mut line = String::new();
-            self.reader.read_line(&mut line)?;
+            (&mut self.reader).take(LINE_LIMIT).read_line(&mut line)?;
             if line.trim_end().is_empty() {
                 // The end of the chunk before.
                 line.clear();
-                self.reader.read_line(&mut line)?;
+                (&mut self.reader).take(LINE_LIMIT).read_line(&mut line)?;
             }
             let size = line.split(';').next().unwrap_or_default().trim();
             self.left = u64::from_str_radix(size, 16).map_err(|_| io::Error::other("a chunk without a size"))?;
@@ -197,5 +245,39 @@ impl Read for Chunks {
         let count = (&mut self.reader).take(self.left).read(buffer)?;
         self.left -= count as u64;
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn answers_without_end_and_servers_without_answers_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("api");
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = Client::new(&path).patient(Duration::from_millis(20));
+        let ping = || client.call("vmm.ping", &[], None, "*/*");
+        // Nobody answers, and in the end there is no room for more connections either.
+        rustix::net::listen(&listener, 1).unwrap();
+        for _ in 0..5 {
+            assert!(ping().unwrap_err().is_timeout());
+        }
+        drop(listener);
+        assert!(!ping().unwrap_err().is_timeout());
+        std::fs::remove_file(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        let endless = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n");
+            let chunk = [&b"100000\r\n"[..], &[b'x'; 1 << 20], b"\r\n"].concat();
+            while stream.write_all(&chunk).is_ok() {}
+        });
+        let patient = Client::new(&path);
+        assert!(matches!(patient.call("vmm.ping", &[], None, "*/*"), Err(ClientError::TooLong)));
+        endless.join().unwrap();
     }
 }

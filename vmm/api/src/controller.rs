@@ -11,9 +11,10 @@
 //! The configuration is kept from create to delete; devices that are added or removed change it, so that a machine that is
 //! booted anew has them. A machine runs on a thread of its own (`life`), which builds it anew after each reset.
 //!
-//! Guarantees: one operation at a time; one that fails changes nothing; when the controller is closed, no machine is left.
-//! When the guest powers off, a machine fails, or somebody asks for the end, the process is to end, as Cloud Hypervisor
-//! does; [`Settings::keep`] keeps it after a power-off.
+//! Guarantees: one operation at a time; one that fails changes nothing (but a reset can't be taken back); when the
+//! controller is closed, no machine is left. When the guest powers off, a machine fails, or somebody asks for the end, the
+//! process is to end, as Cloud Hypervisor does; [`Settings::keep`] keeps it after a power-off, and where a machine that was
+//! reset can't be built anew.
 
 pub mod hub;
 mod life;
@@ -23,6 +24,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use axum::http::StatusCode;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use vmm::console::Output;
 use vmm::events::EventMonitor;
 
@@ -35,9 +37,14 @@ use life::Run;
 /// What can be chosen about a controller.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Settings {
-    /// Whether the process goes on after the guest has powered off.
+    /// Whether the process goes on after the guest has powered off, or was reset and can't be built anew.
     pub keep: bool,
 }
+
+/// How many conversions may be under way at a time: each may wait for its turn, or for a device, without limit.
+const CONVERSIONS: usize = 4;
+/// How many may listen to events at a time.
+const LISTENERS: usize = 16;
 
 /// Why the process is to end.
 pub type End = Result<(), vmm::Error>;
@@ -50,6 +57,8 @@ pub struct Controller {
     settings: Settings,
     machine: Mutex<Option<Vm>>,
     end: mpsc::Sender<End>,
+    conversions: Arc<Semaphore>,
+    listeners: Arc<Semaphore>,
 }
 
 /// A machine that was created.
@@ -68,7 +77,9 @@ impl Controller {
     pub fn new(host: Arc<dyn Host>, events: Arc<EventMonitor>, settings: Settings) -> (Arc<Self>, mpsc::Receiver<End>) {
         let (end, ended) = mpsc::channel();
         let hub = Hub::new(&events);
-        (Arc::new(Self { host, events, hub, settings, machine: Mutex::new(None), end }), ended)
+        let (conversions, listeners) = (Arc::new(Semaphore::new(CONVERSIONS)), Arc::new(Semaphore::new(LISTENERS)));
+        let machine = Mutex::new(None);
+        (Arc::new(Self { host, events, hub, settings, machine, end, conversions, listeners }), ended)
     }
 
     /// Events, as they happen.
@@ -81,7 +92,31 @@ impl Controller {
         &self.events
     }
 
-    /// Asks for the end of the process.
+    /// Room for one more conversion, so that those that wait leave room for other requests.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn conversion(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let full = |_| {
+            let message = format!("{CONVERSIONS} conversions are under way already: ask again when one has ended");
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
+        };
+        self.conversions.clone().try_acquire_owned().map_err(full)
+    }
+
+    /// Room for one more listener to events.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn listener(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let full = |_| {
+            let message = format!("{LISTENERS} clients listen already: ask again when one has gone");
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
+        };
+        self.listeners.clone().try_acquire_owned().map_err(full)
+    }
+
+    /// Asks for the end of the process. Never waits.
     pub fn end(&self) {
         let _ = self.end.send(Ok(()));
     }

@@ -6,8 +6,10 @@
 mod devices;
 mod machine;
 mod policy;
+mod unsaid;
 
 pub use policy::rule_text;
+pub(crate) use unsaid::fill_in;
 
 /// A field that can't be honoured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,10 +47,16 @@ fn refuse_place(iommu: Option<bool>, segment: Option<u16>, device: Option<u8>) -
     refuse("pci_device_id", device.is_some(), "the slot is chosen for you: leave it out")
 }
 
+/// Whether this is the name of a device that can't be removed.
+pub(crate) fn is_fixed(id: &str) -> bool {
+    ["_rng", "_console", "_balloon"].iter().any(|kind| id.starts_with(kind))
+}
+
 /// A name of a device.
 fn check_id(id: Option<&str>) -> Result<(), ConfigError> {
     let fine = |id: &str| {
         (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
-    refuse("id", id.is_some_and(|id| !fine(id)), "a name has 1 to 64 letters, digits, dots, hyphens or underscores")
+    refuse("id", id.is_some_and(|id| !fine(id)), "a name has 1 to 64 letters, digits, dots, hyphens or underscores")?;
+    refuse("id", id.is_some_and(is_fixed), "names of devices that always stay begin so: choose another")
 }

@@ -24,6 +24,13 @@ impl ApiError {
         Self { status, chain: vec![message.into()] }
     }
 
+    /// The same with a cause.
+    #[must_use]
+    pub fn because(mut self, cause: impl Into<String>) -> Self {
+        self.chain.push(cause.into());
+        self
+    }
+
     /// An error that another one caused.
     pub fn caused(status: StatusCode, message: impl Into<String>, cause: &dyn std::error::Error) -> Self {
         let causes = std::iter::successors(Some(cause), |cause| cause.source()).map(ToString::to_string);
@@ -66,6 +73,10 @@ impl ApiError {
     pub fn from_conversion(error: &ConversionError) -> Self {
         let status = match error {
             ConversionError::Refused { .. } => StatusCode::FORBIDDEN,
+            ConversionError::Interrupted => {
+                return Self::new(StatusCode::CONFLICT, "the memory was not converted, or not all of it")
+                    .because("the machine is paused: resume it with vm.resume, and ask again");
+            }
             ConversionError::NotConvertible { .. } | ConversionError::Lent { .. } | ConversionError::Stopped => {
                 StatusCode::CONFLICT
             }
@@ -101,6 +112,7 @@ impl utoipa::IntoResponses for Errors {
             (409, "There is one already, or it does not fit what there is."),
             (413, "The body is too large."),
             (408, "The body did not come in time."),
+            (429, "As many of these are under way as may be."),
             (500, "Umbra or the host failed."),
         ];
         let response = |(status, description): (u16, &str)| {

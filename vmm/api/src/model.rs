@@ -30,6 +30,8 @@ struct ModelMachine {
     isolation: Isolation,
     ram: Arc<GuestRam>,
     has_balloon: bool,
+    /// Names of the devices that it starts with.
+    devices: Vec<String>,
 }
 
 struct ModelGuest {
@@ -58,7 +60,11 @@ impl Host for ModelHost {
         if isolation.is_unmappable() {
             ram.make_all_private()?;
         }
-        Ok(Box::new(ModelMachine { isolation, ram, has_balloon: config.balloon.is_some() }))
+        let disks = config.disks.iter().map(|disk| &disk.id);
+        let nets = config.nets.iter().map(|net| &net.id);
+        let named = disks.chain(nets).chain(config.vsock.iter().map(|vsock| &vsock.id)).flatten().cloned();
+        let devices = named.chain(config.rng.iter().map(|_| "_rng0".into())).collect();
+        Ok(Box::new(ModelMachine { isolation, ram, has_balloon: config.balloon.is_some(), devices }))
     }
 }
 
@@ -70,13 +76,15 @@ impl Built for ModelMachine {
     fn run(self: Box<Self>, events: &EventMonitor, started: &mut dyn FnMut(Arc<dyn Guest>)) -> Result<Stop> {
         let (stops, stopped) = mpsc::channel();
         events.emit("vm", "booted", ());
-        started(Arc::new(ModelGuest {
+        let guest = ModelGuest {
             ram: self.ram.clone(),
             stops: Mutex::new(stops),
             paused: AtomicBool::new(false),
             devices: Mutex::default(),
             has_balloon: self.has_balloon,
-        }));
+        };
+        self.devices.into_iter().for_each(|id| drop(guest.add(Some(id))));
+        started(Arc::new(guest));
         let stop = stopped.recv().unwrap_or(Stop::Requested);
         self.ram.end_conversions();
         events.emit("vm", if stop == Stop::Reset { "rebooting" } else { "shutdown" }, ());

@@ -1,8 +1,8 @@
 //! The server: HTTP/1.1 over a unix socket.
 //!
 //! One thread. The socket is the owner's alone ([`socket`]), and whoever connects is checked besides: only the user that the
-//! process runs as, and root, get an answer. Headers and bodies must come in time, bodies have a limit, and so has the number
-//! of connections.
+//! process runs as, and root, get an answer. Headers and bodies must come in time, answers must be taken in time, bodies have a limit,
+//! and so have the numbers of connections, of conversions under way and of listeners to events.
 //!
 //! Answers are written as `ch-remote` reads them: names of headers with capitals, and no reason behind the status.
 
@@ -25,6 +25,8 @@ pub const BODY_LIMIT: usize = 1 << 20;
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long headers may take, and how long a connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take nothing of an answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many connections there may be; more wait.
 const CONNECTIONS: usize = 64;
 /// How many requests may wait for the machine at a time; more wait for these.

@@ -39,8 +39,12 @@ pub struct Stream {
 
 impl Server {
     pub fn new() -> Self {
+        Self::with(false)
+    }
+
+    pub fn with(keep: bool) -> Self {
         let host = Arc::new(ModelHost::default());
-        let (controller, ended) = Controller::new(host, Arc::new(EventMonitor::new()), Settings { keep: false });
+        let (controller, ended) = Controller::new(host, Arc::new(EventMonitor::new()), Settings { keep });
         let service = crate::document::service(controller.clone());
         Self { controller, service, ended }
     }

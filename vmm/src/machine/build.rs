@@ -1,7 +1,8 @@
 //! Building a machine: everything that can be checked is checked before anything is created.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use arch::x86_64::launch::{self, Launch};
 use arch::x86_64::map::SERIAL_GSI;
 use arch::x86_64::{MemoryLayout, cpuid, msr};
 use hypervisor::{Hypervisor, Vcpu};
+use rustix::fs::OFlags;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Control, Machine};
@@ -100,10 +102,11 @@ pub(super) fn build(
     Ok(Machine { isolation, vcpus, ram, devices: Arc::new(devices), control, terminal, vm })
 }
 
-/// Reads a file of at most `limit` bytes. Devices and pipes may have no end, and files may be larger than memory.
+/// Reads a file of at most `limit` bytes. Files may be larger than memory; devices and pipes may have no end, or make whoever
+/// opens or reads them wait for somebody else, so they are refused.
 fn read(path: &Path, role: &'static str, limit: u64) -> Result<Vec<u8>> {
     let failed = |source| Error::File { operation: "read", role, path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
+    let file = open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
     let mut bytes = Vec::new();
     if size <= limit {
@@ -114,6 +117,19 @@ fn read(path: &Path, role: &'static str, limit: u64) -> Result<Vec<u8>> {
         return Err(Error::FileTooLarge { role, path: path.to_owned(), limit });
     }
     Ok(bytes)
+}
+
+/// Opens a regular file, without waiting for anything.
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !kind.is_file() {
+        return Err(io::Error::other("it is no regular file: copy it to one"));
+    }
+    Ok(file)
 }
 
 /// Puts a processor where it begins, and says what it does there.
@@ -144,4 +160,24 @@ fn set_up(vcpu: &dyn Vcpu, id: u8, launch: &Launch<'_>) -> Result<Phase> {
     let (index, value) = msr::MTRR_DEFAULT;
     vcpu.set_msr(index, value)?;
     Ok(phase)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::chain;
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        for path in [&*pipe, Path::new("/dev/zero")] {
+            let error = chain(&read(path, "kernel", 1 << 20).unwrap_err());
+            assert!(error.contains(path.to_str().unwrap()) && error.contains("no regular file"), "{error}");
+        }
+        assert!(chain(&read(folder.path(), "kernel", 1).unwrap_err()).contains("directory"));
+        std::fs::write(folder.path().join("file"), "x").unwrap();
+        assert_eq!(read(&folder.path().join("file"), "kernel", 1).unwrap(), b"x");
+    }
 }

@@ -36,6 +36,7 @@ mod to_private;
 mod to_shared;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arch::x86_64::memory_layout::RamRange;
@@ -58,7 +59,7 @@ pub const PIECE: u64 = 8 << 20;
 /// The same in pages.
 const PIECE_PAGES: u64 = PIECE / PAGE_SIZE;
 
-/// How long a thread that waits for its turn sleeps before it looks whether the machine is ending.
+/// How long a thread that waits for its turn sleeps before it looks at the policy again, and whether the machine is ending.
 const NAP: Duration = Duration::from_millis(50);
 
 /// Pages that are converted together: in one range of RAM, all in the same state.
@@ -108,10 +109,15 @@ impl GuestRam {
                 return Ok(false);
             }
         }
-        let turn = self.wait_for_turn(request.kind, rule);
+        let turn = self.wait_for_turn(request.kind);
         let start = Instant::now();
         let result = turn.and_then(|()| self.convert_range(request.range, request.to, request.kind));
         self.count(request.kind, start, result)
+    }
+
+    /// Whether the launch has made RAM private, where it does: what is made shared before is made private again by it.
+    pub fn is_launched(&self) -> bool {
+        !self.layout.converts() || self.launched.load(Ordering::Acquire)
     }
 
     /// Makes all of RAM private, once the guest holds in private memory all that it needs. No policy forbids it.
@@ -124,6 +130,7 @@ impl GuestRam {
             let result = self.convert_range(ram.gpa, PageState::Private, ConversionKind::Host);
             self.count(ConversionKind::Host, start, result)?;
         }
+        self.launched.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -152,17 +159,22 @@ impl GuestRam {
         })
     }
 
-    fn wait_for_turn(&self, kind: ConversionKind, rule: Rule) -> Result<(), ConversionError> {
-        let turn = match rule {
-            Rule::Allow => return Ok(()),
-            Rule::Refuse => return Err(ConversionError::Refused { kind }),
-            Rule::Limit { per_second } => {
-                let now = Instant::now();
-                now + self.turns.take(kind, per_second, now)
-            }
-        };
+    /// Waits for the turn that the policy gives. Whoever waits follows a policy that changes meanwhile.
+    fn wait_for_turn(&self, kind: ConversionKind) -> Result<(), ConversionError> {
+        let mut turn = None;
         loop {
-            let left = turn.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let rate = match self.policy.load().rule(kind) {
+                Rule::Allow => return Ok(()),
+                Rule::Refuse => return Err(ConversionError::Refused { kind }),
+                Rule::Limit { per_second } => per_second,
+            };
+            let mine = match turn {
+                Some((before, mine)) if before == rate => mine,
+                _ => now + self.turns.take(kind, rate, now),
+            };
+            turn = Some((rate, mine));
+            let left = mine.saturating_duration_since(now);
             if left.is_zero() {
                 return Ok(());
             }

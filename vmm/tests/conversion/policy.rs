@@ -123,3 +123,28 @@ fn a_machine_that_ends_waits_for_no_turn() {
         assert!(start.elapsed() < Duration::from_secs(5));
     });
 }
+
+#[test]
+fn whoever_waits_follows_a_policy_that_changes() {
+    let rule = Rule::Limit { per_second: NonZeroU32::MIN };
+    for (after, fine) in [(Rule::Allow, true), (Rule::Refuse, false)] {
+        let options = RamOptions { policy: only(ConversionKind::Host, rule), ..RamOptions::default() };
+        let world = World::with(Kind::SevSnp, SIZE, options);
+        let convert =
+            |page| world.ram.convert(request(pages(BASE + page * PAGE_SIZE, 1), Private, ConversionKind::Host));
+        convert(0).unwrap();
+        std::thread::scope(|scope| {
+            let waiting: Vec<_> = (1..60).map(|page| scope.spawn(move || convert(page))).collect();
+            // Turns up to a minute ahead are taken.
+            std::thread::sleep(Duration::from_millis(100));
+            let start = Instant::now();
+            world.ram.set_policy(only(ConversionKind::Host, after));
+            let done = waiting.into_iter().map(|thread| thread.join().unwrap()).filter(Result::is_ok).count();
+            assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+            assert!(if fine { done == 59 } else { done <= 2 }, "{done}");
+        });
+        // Nor do those that waited hold up who comes later.
+        world.ram.set_policy(only(ConversionKind::Host, rule));
+        assert!(world.ram.convert(request(pages(BASE + 100 * PAGE_SIZE, 1), Private, ConversionKind::Host)).unwrap());
+    }
+}

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 use umbra_api::client::{Answer, Client};
 
@@ -44,8 +45,10 @@ pub struct Session {
 
 pub fn ctl(args: &Args) -> anyhow::Result<ExitCode> {
     let session = Session { client: Client::new(&args.socket), json: args.json };
-    session.run(&args.command)?;
-    Ok(ExitCode::SUCCESS)
+    match session.run(&args.command) {
+        Err(error) if !error.is::<Closed>() => Err(error),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 impl Session {
@@ -69,11 +72,31 @@ impl Session {
     }
 }
 
-/// Writes to standard output. Who closes it has seen enough.
+/// Nobody reads standard output any more: who closed it has seen enough.
+#[derive(Debug)]
+struct Closed;
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("nobody reads standard output")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+/// Ends a command whose output nobody reads any more, by an error that is none to its caller.
+fn check_reader() -> anyhow::Result<()> {
+    let stdout = std::io::stdout();
+    let mut state = [PollFd::new(&stdout, PollFlags::empty())];
+    let _ = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    if state[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) { Err(Closed.into()) } else { Ok(()) }
+}
+
+/// Writes to standard output. That nobody reads it ends the command.
 fn write_out(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Closed.into()),
         result => result.context("cannot write to standard output"),
     }
 }

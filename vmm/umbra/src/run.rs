@@ -39,10 +39,10 @@ pub struct Args {
     #[arg(long, value_name = "PATH", requires = "kernel")]
     initramfs: Option<PathBuf>,
     /// The kernel's command line.
-    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0")]
+    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "console=ttyS0")]
     cmdline: String,
     /// Processors.
-    #[arg(long, value_name = "boot=N[,max=N]", default_value = "boot=1", value_parser = options::cpus)]
+    #[arg(long, value_name = "boot=N[,max=N]", default_value = "boot=1", requires = "kernel", value_parser = options::cpus)]
     cpus: CpusConfig,
     /// Memory: its size, whether no process on the host may be able to map it, and how much at the end of low RAM is
     /// reserved for conversions of the operator's.
@@ -50,6 +50,7 @@ pub struct Args {
         long,
         value_name = "size=SIZE[,unmappable=on|off][,window=SIZE]",
         default_value = "size=512M",
+        requires = "kernel",
         value_parser = options::memory
     )]
     memory: MemoryConfig,
@@ -58,6 +59,7 @@ pub struct Args {
         long,
         value_name = "path=PATH[,readonly=on|off][,num_queues=N][,queue_size=N][,id=ID][,serial=TEXT]",
         num_args = 1..,
+        requires = "kernel",
         value_parser = options::disk
     )]
     disk: Vec<DiskConfig>,
@@ -66,25 +68,27 @@ pub struct Args {
         long,
         value_name = "tap=NAME[,mac=MAC][,ip=IP][,mask=MASK][,mtu=N][,num_queues=N][,queue_size=N][,id=ID]",
         num_args = 1..,
+        requires = "kernel",
         value_parser = options::net
     )]
     net: Vec<NetConfig>,
     /// The socket device, with a unix socket on the host's side.
-    #[arg(long, value_name = "cid=CID,socket=PATH[,id=ID]", value_parser = options::vsock)]
+    #[arg(long, value_name = "cid=CID,socket=PATH[,id=ID]", requires = "kernel", value_parser = options::vsock)]
     vsock: Option<VsockConfig>,
     /// The serial console.
-    #[arg(long, value_name = "off|tty|file=PATH|null", default_value = "tty", value_parser = options::serial)]
+    #[arg(long, value_name = "off|tty|file=PATH|null", default_value = "tty", requires = "kernel", value_parser = options::serial)]
     serial: SerialConfig,
     /// The virtio console.
-    #[arg(long, value_name = "off|tty|file=PATH|null", default_value = "off", value_parser = options::console)]
+    #[arg(long, value_name = "off|tty|file=PATH|null", default_value = "off", requires = "kernel", value_parser = options::console)]
     console: ConsoleConfig,
     /// Where the guest's random numbers come from.
-    #[arg(long, value_name = "src=PATH", default_value = "src=/dev/urandom", value_parser = options::rng)]
+    #[arg(long, value_name = "src=PATH", default_value = "src=/dev/urandom", requires = "kernel", value_parser = options::rng)]
     rng: RngConfig,
     /// A balloon; only with memory that is not unmappable.
     #[arg(
         long,
         value_name = "size=SIZE[,deflate_on_oom=on|off][,free_page_reporting=on|off]",
+        requires = "kernel",
         value_parser = options::balloon
     )]
     balloon: Option<BalloonConfig>,
@@ -93,6 +97,7 @@ pub struct Args {
         long,
         value_name = "isolation=auto|none|software",
         default_value = "isolation=auto",
+        requires = "kernel",
         value_parser = options::platform
     )]
     platform: PlatformConfig,
@@ -102,6 +107,7 @@ pub struct Args {
         long,
         value_name = "[explicit|implicit|host]=allow|refuse|N/s,...",
         default_value = "explicit=allow,implicit=allow,host=allow",
+        requires = "kernel",
         value_parser = options::conversions
     )]
     conversions: PolicyConfig,
@@ -111,7 +117,7 @@ pub struct Args {
     /// Serve the REST API on a unix socket here, to this user and root.
     #[arg(long, value_name = "PATH", value_parser = options::api_socket)]
     api_socket: Option<PathBuf>,
-    /// Go on serving the API after the guest has powered off.
+    /// Go on serving the API after the guest has powered off, or was reset and can't be built anew.
     #[arg(long, requires = "api_socket")]
     no_shutdown: bool,
 }
@@ -223,4 +229,39 @@ fn handle_signals(mut signals: Signals, controller: &Arc<Controller>) -> anyhow:
         bail!("cannot start a thread");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::Cli;
+
+    #[test]
+    fn options_of_a_machine_need_its_kernel() {
+        let parse =
+            |options: &[&str]| Cli::try_parse_from([&["umbra", "run", "--api-socket", "/s"][..], options].concat());
+        let options = [
+            ("--initramfs", "/i"),
+            ("--cmdline", "quiet"),
+            ("--cpus", "boot=2"),
+            ("--memory", "size=1G"),
+            ("--disk", "path=/d"),
+            ("--net", "tap=t"),
+            ("--vsock", "cid=3,socket=/v"),
+            ("--serial", "null"),
+            ("--console", "null"),
+            ("--rng", "src=/r"),
+            ("--balloon", "size=1M"),
+            ("--platform", "isolation=none"),
+            ("--conversions", "host=refuse"),
+        ];
+        for (option, value) in options {
+            let error = parse(&[option, value]).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains("--kernel"), "{option}: {error}");
+            assert!(parse(&["--kernel", "/k", option, value]).is_ok(), "{option}");
+        }
+        assert!(parse(&[]).is_ok() && parse(&["--no-shutdown", "--event-monitor", "path=/e"]).is_ok());
+        assert!(parse(&["--kernel", "/k"]).is_ok());
+    }
 }

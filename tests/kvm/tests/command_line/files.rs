@@ -88,9 +88,9 @@ fn endless_files() -> anyhow::Result<()> {
     let umbra = Umbra::new()?;
     let larger_than_ram = sparse_file(&umbra, 1 << 40)?;
     let size = (64u32 << 20).to_string();
-    for initramfs in ["/dev/zero", &larger_than_ram] {
+    for (initramfs, words) in [("/dev/zero", ["no regular file"; 2]), (&larger_than_ram, [&size, "pass a smaller"])] {
         let arguments = ["--memory", "size=64M", "--initramfs", initramfs];
-        umbra.rejects(&mut umbra.run(&arguments), 1, &["initramfs", initramfs, &size, "pass a smaller"])?;
+        umbra.rejects(&mut umbra.run(&arguments), 1, &["initramfs", initramfs, words[0], words[1]])?;
     }
     umbra.rejects(
         &mut umbra.run_kernel(larger_than_ram.as_ref(), &[]),

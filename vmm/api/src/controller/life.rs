@@ -1,12 +1,17 @@
 //! A machine that runs, on a thread of its own, and is built anew after each reset.
+//!
+//! Guarantee: whoever waits for the thread learns when it is done, even if it panics.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use serde_json::json;
 use vmm::console::Output;
 use vmm::events::EventMonitor;
 use vmm::{Result, Stop};
 
+use super::conflict;
+use crate::ApiError;
 use crate::host::{Built, Guest, Host};
 
 /// What the thread works with.
@@ -15,8 +20,16 @@ pub(super) struct Work {
     pub(super) events: Arc<EventMonitor>,
     pub(super) spec: Arc<Mutex<vmm::VmConfig>>,
     pub(super) output: Arc<Output>,
-    /// Told how the machine ended, unless somebody ended it.
-    pub(super) ended: Box<dyn FnOnce(Result<Stop>) + Send>,
+    /// Told how the machine ended, unless somebody ended it, or it never ran.
+    pub(super) ended: Box<dyn FnOnce(Ended) + Send>,
+}
+
+/// How a machine that ran has ended.
+pub(super) enum Ended {
+    /// As it says itself.
+    Stopped(Result<Stop>),
+    /// It was reset, and can't be built anew.
+    NotRebuilt(vmm::Error),
 }
 
 /// A machine and its thread.
@@ -41,6 +54,10 @@ struct SlotState {
     ending: bool,
     /// The thread is done.
     over: bool,
+    /// Why no guest ever ran.
+    not_started: Option<vmm::Error>,
+    /// Why a machine that was reset is not there.
+    not_rebuilt: Option<ApiError>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -49,15 +66,25 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Run {
     /// Starts it; returns when it runs.
-    pub(super) fn start(machine: Box<dyn Built>, work: Work) -> std::io::Result<Self> {
+    ///
+    /// # Errors
+    /// No thread, or a machine that fails before it runs; nothing is left of it then.
+    pub(super) fn start(machine: Box<dyn Built>, work: Work) -> Result<Self> {
         let slot = Arc::new(Slot::default());
         let thread = {
             let slot = slot.clone();
-            std::thread::Builder::new().name("machine".into()).spawn(move || run(machine, work, &slot))?
+            std::thread::Builder::new().name("machine".into()).spawn(move || live(machine, work, &slot))
         };
-        let run = Self { slot, thread };
-        drop(run.slot.wait(|state| state.over || state.guests > 0));
-        Ok(run)
+        let no_thread = |source| vmm::Error::System { what: "start the machine's thread", source };
+        let run = Self { slot, thread: thread.map_err(no_thread)? };
+        let not_started = run.slot.wait(|state| state.over || state.guests > 0).not_started.take();
+        match not_started {
+            None => Ok(run),
+            Some(error) => {
+                run.end();
+                Err(error)
+            }
+        }
     }
 
     /// The guest; `None` once the machine is over. Waits while it is built anew.
@@ -65,13 +92,25 @@ impl Run {
         self.slot.wait(|state| state.over || state.guest.is_some()).guest.clone()
     }
 
-    /// Resets the machine; returns when it is built anew. Whether it was.
-    pub(super) fn reboot(&self) -> bool {
-        let Some(guest) = self.guest() else { return false };
-        let before = lock(&self.slot.state).guests;
-        guest.reset();
-        drop(guest);
-        !self.slot.wait(|state| state.over || state.guests > before).over
+    /// Resets the machine; returns when it is built anew.
+    ///
+    /// # Errors
+    /// It can't be built anew, or ended for another reason.
+    pub(super) fn reboot(&self) -> std::result::Result<(), ApiError> {
+        let (guest, before) = {
+            // Of one moment: the guest that is reset is the last of so many.
+            let state = self.slot.wait(|state| state.over || state.guest.is_some());
+            (state.guest.clone(), state.guests)
+        };
+        if let Some(guest) = guest {
+            guest.reset();
+        }
+        let state = self.slot.wait(|state| state.over || state.guests > before);
+        match (state.guests > before, &state.not_rebuilt) {
+            (true, _) => Ok(()),
+            (false, Some(error)) => Err(error.clone()),
+            (false, None) => Err(conflict("the machine ended instead of booting anew: its events say why")),
+        }
     }
 
     /// Ends the machine; returns when nothing is left of it.
@@ -100,12 +139,47 @@ impl Slot {
     }
 }
 
-fn run(machine: Box<dyn Built>, work: Work, slot: &Arc<Slot>) {
-    let Work { host, events, spec, output, ended } = work;
+/// The machine's thread: whatever becomes of the machine, whoever waits for it learns that it is over.
+fn live(machine: Box<dyn Built>, work: Work, slot: &Slot) {
+    let run = std::panic::AssertUnwindSafe(|| run(machine, &work, slot));
+    let how = std::panic::catch_unwind(run).unwrap_or_else(|_| {
+        let source = std::io::Error::other("its thread panicked: this is a bug");
+        Ended::Stopped(Err(vmm::Error::System { what: "go on with the machine", source }))
+    });
+    let not_rebuilt = match &how {
+        Ended::NotRebuilt(error) => Some(ApiError::from_machine("the machine was not built anew", error)),
+        Ended::Stopped(_) => None,
+    };
+    if let Some(error) = &not_rebuilt {
+        tracing::error!("{}", error.chain.join(": "));
+        work.events.emit("vm", "reboot-failed", json!({ "error": error.chain }));
+    }
+    let (mut how, mut ending) = (Some(how), false);
+    slot.change(|state| {
+        state.guest = None;
+        state.over = true;
+        state.not_rebuilt = not_rebuilt;
+        ending = state.ending;
+        if state.guests == 0 && matches!(how, Some(Ended::Stopped(Err(_)))) {
+            state.not_started = how.take().and_then(Ended::error);
+        }
+    });
+    match how {
+        Some(how) if !ending => (work.ended)(how),
+        Some(how) => {
+            if let Some(error) = how.error() {
+                tracing::warn!("the machine failed while it ended: {error}");
+            }
+        }
+        None => {}
+    }
+}
+
+fn run(machine: Box<dyn Built>, work: &Work, slot: &Slot) -> Ended {
     let mut machine = machine;
-    let result = loop {
+    loop {
         tracing::info!("running with isolation={}", machine.isolation());
-        let stop = machine.run(&events, &mut |guest| {
+        let stop = machine.run(&work.events, &mut |guest| {
             slot.change(|state| {
                 // The end may have been asked for before there was a machine to end.
                 if state.ending {
@@ -120,20 +194,96 @@ fn run(machine: Box<dyn Built>, work: Work, slot: &Arc<Slot>) {
         match stop {
             Ok(Stop::Reset) if !lock(&slot.state).ending => {
                 tracing::info!("the machine was reset: booting it anew");
-                let config = lock(&spec).clone();
-                match host.build(&config, &output, &events) {
+                let config = lock(&work.spec).clone();
+                match work.host.build(&config, &work.output, &work.events) {
                     Ok(built) => machine = built,
-                    Err(error) => break Err(error),
+                    Err(error) => return Ended::NotRebuilt(error),
                 }
             }
-            stop => break stop,
+            stop => return Ended::Stopped(stop),
         }
-    };
-    let ending = lock(&slot.state).ending;
-    slot.change(|state| state.over = true);
-    if !ending {
-        ended(result);
-    } else if let Err(error) = result {
-        tracing::warn!("the machine failed while it ended: {error}");
+    }
+}
+
+impl Ended {
+    fn error(self) -> Option<vmm::Error> {
+        match self {
+            Self::Stopped(result) => result.err(),
+            Self::NotRebuilt(error) => Some(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use arch::x86_64::Isolation;
+
+    use super::*;
+    use crate::model::ModelHost;
+
+    /// A machine that does this instead of running.
+    struct Fails(fn() -> Result<Stop>);
+
+    impl Built for Fails {
+        fn isolation(&self) -> Isolation {
+            Isolation::None
+        }
+        fn run(self: Box<Self>, _: &EventMonitor, _: &mut dyn FnMut(Arc<dyn Guest>)) -> Result<Stop> {
+            (self.0)()
+        }
+    }
+
+    /// A machine that panics once it runs.
+    struct Panics(Box<dyn Built>);
+
+    impl Built for Panics {
+        fn isolation(&self) -> Isolation {
+            Isolation::None
+        }
+        fn run(self: Box<Self>, events: &EventMonitor, started: &mut dyn FnMut(Arc<dyn Guest>)) -> Result<Stop> {
+            let _ = self.0.run(events, started);
+            panic!("as a test wants it");
+        }
+    }
+
+    fn config() -> vmm::VmConfig {
+        let config = serde_json::json!({ "payload": { "kernel": "/proc/self/exe" }, "memory": { "size": 16 << 20 } });
+        let config: crate::types::VmConfig = serde_json::from_value(config).unwrap();
+        vmm::VmConfig::try_from(&config).unwrap()
+    }
+
+    fn work() -> (Work, mpsc::Receiver<Ended>) {
+        let (end, ended) = mpsc::channel();
+        let work = Work {
+            host: Arc::new(ModelHost::default()),
+            events: Arc::new(EventMonitor::new()),
+            spec: Arc::new(Mutex::new(config())),
+            output: Arc::new(Output::new(vmm::config::SerialConfig::Null)),
+            ended: Box::new(move |how| drop(end.send(how))),
+        };
+        (work, ended)
+    }
+
+    #[test]
+    fn a_machine_that_fails_before_it_runs_is_not_started() {
+        for fails in [|| Err(vmm::Error::Ended), || panic!("as a test wants it")] {
+            let (work, ended) = work();
+            assert!(Run::start(Box::new(Fails(fails)), work).is_err());
+            assert!(ended.recv().is_err(), "its caller is told, and nobody else");
+        }
+    }
+
+    #[test]
+    fn a_machine_that_panics_is_over() {
+        let (work, ended) = work();
+        let built = work.host.build(&config(), &work.output, &work.events).unwrap();
+        let run = Run::start(Box::new(Panics(built)), work).unwrap();
+        let error = run.reboot().unwrap_err();
+        assert_eq!(error.status, 409);
+        assert!(matches!(ended.recv().unwrap(), Ended::Stopped(Err(_))));
+        assert!(run.guest().is_none());
+        run.end();
     }
 }

@@ -2,15 +2,16 @@
 
 use std::sync::{Arc, Mutex};
 
+use axum::http::StatusCode;
 use serde_json::json;
-use vmm::Stop;
 use vmm::console::Output;
 use vmm::memory::conversion::Policy;
 
-use super::life::{Run, Work, lock};
+use super::life::{Ended, Run, Work, lock};
 use super::{Controller, Vm, conflict, failed};
 use crate::ApiError;
-use crate::convert::ConfigError;
+use crate::convert::{ConfigError, fill_in, is_fixed};
+use crate::host::Guest;
 use crate::types::{DiskConfig, NetConfig, PciDeviceInfo, PolicyConfig, VmConfig, VsockConfig};
 
 impl Controller {
@@ -18,11 +19,13 @@ impl Controller {
     ///
     /// # Errors
     /// There is one already, or the configuration can't be honoured.
-    pub fn create(&self, config: VmConfig) -> Result<(), ApiError> {
+    pub fn create(&self, mut config: VmConfig) -> Result<(), ApiError> {
         let mut machine = self.lock();
         if machine.is_some() {
             return Err(conflict("there is a machine already: delete it first with vm.delete"));
         }
+        vmm::VmConfig::try_from(&config)?;
+        fill_in(&mut config, &[]).map_err(no_random_numbers)?;
         let spec = vmm::VmConfig::try_from(&config)?;
         self.host.check(&spec).map_err(failed("this machine is not possible here"))?;
         let output = Arc::new(Output::new(spec.serial.clone()));
@@ -51,10 +54,10 @@ impl Controller {
             return Ok(Err(error));
         }
         let (end, keep) = (self.end.clone(), self.settings.keep);
-        let ended = move |result: vmm::Result<Stop>| {
-            if !(keep && result.is_ok()) {
-                let _ = end.send(result.map(drop));
-            }
+        let ended = move |how: Ended| match how {
+            Ended::Stopped(Ok(_)) | Ended::NotRebuilt(_) if keep => {}
+            Ended::Stopped(result) => drop(end.send(result.map(drop))),
+            Ended::NotRebuilt(error) => drop(end.send(Err(error))),
         };
         let work = Work {
             host: self.host.clone(),
@@ -63,11 +66,7 @@ impl Controller {
             output: vm.output.clone(),
             ended: Box::new(ended),
         };
-        let run = Run::start(ready, work);
-        let run = run.map_err(|error| {
-            ApiError::caused(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "cannot start a thread", &error)
-        })?;
-        vm.run = Some(run);
+        vm.run = Some(Run::start(ready, work).map_err(BootError::Machine)?);
         vm.has_run = true;
         Ok(Ok(()))
     }
@@ -100,10 +99,7 @@ impl Controller {
         let machine = self.lock();
         let vm = machine.as_ref().ok_or_else(ApiError::not_created)?;
         vm.guest()?;
-        match vm.run.as_ref().is_some_and(Run::reboot) {
-            true => Ok(()),
-            false => Err(conflict("the machine ended instead of booting anew: its events say why")),
-        }
+        vm.run.as_ref().map_or(Ok(()), Run::reboot)
     }
 
     /// Lets the machine stand still.
@@ -157,15 +153,14 @@ impl Controller {
     /// # Errors
     /// There is no machine, or it does not take the disk.
     pub fn add_disk(&self, config: DiskConfig) -> Result<Option<PciDeviceInfo>, ApiError> {
-        let spec = vmm::config::DiskConfig::try_from(&config)?;
+        vmm::config::DiskConfig::try_from(&config)?;
         self.add(
-            |guest| guest.add_disk(spec.clone()),
-            |vm| vm.disks.get_or_insert_default().push(config.clone()),
-            |vm, id| {
-                if let Some(disk) = vm.disks.as_mut().and_then(|disks| disks.last_mut()) {
-                    disk.id = Some(id)
-                }
+            |vm| {
+                vm.disks.get_or_insert_default().push(config);
+                Ok(())
             },
+            |vm| vm.disks.last().map(|disk| (disk.id.clone(), disk.clone())),
+            |guest, disk| guest.add_disk(disk),
         )
     }
 
@@ -174,15 +169,14 @@ impl Controller {
     /// # Errors
     /// There is no machine, or it does not take the device.
     pub fn add_net(&self, config: NetConfig) -> Result<Option<PciDeviceInfo>, ApiError> {
-        let spec = vmm::config::NetConfig::try_from(&config)?;
+        vmm::config::NetConfig::try_from(&config)?;
         self.add(
-            |guest| guest.add_net(spec.clone()),
-            |vm| vm.net.get_or_insert_default().push(config.clone()),
-            |vm, id| {
-                if let Some(net) = vm.net.as_mut().and_then(|nets| nets.last_mut()) {
-                    net.id = Some(id)
-                }
+            |vm| {
+                vm.net.get_or_insert_default().push(config);
+                Ok(())
             },
+            |vm| vm.nets.last().map(|net| (net.id.clone(), net.clone())),
+            |guest, net| guest.add_net(net),
         )
     }
 
@@ -191,31 +185,35 @@ impl Controller {
     /// # Errors
     /// There is no machine, or it does not take the device.
     pub fn add_vsock(&self, config: VsockConfig) -> Result<Option<PciDeviceInfo>, ApiError> {
-        let spec = vmm::config::VsockConfig::try_from(&config)?;
-        if self.lock().as_ref().is_some_and(|vm| vm.config.vsock.is_some()) {
-            return Err(conflict("the machine has a socket device already: remove it first with vm.remove-device"));
-        }
+        vmm::config::VsockConfig::try_from(&config)?;
         self.add(
-            |guest| guest.add_vsock(spec.clone()),
-            |vm| vm.vsock = Some(config.clone()),
-            |vm, id| {
-                if let Some(vsock) = vm.vsock.as_mut() {
-                    vsock.id = Some(id)
+            |vm| match vm.vsock.replace(config) {
+                None => Ok(()),
+                Some(_) => {
+                    Err(conflict("the machine has a socket device already: remove it first with vm.remove-device"))
                 }
             },
+            |vm| vm.vsock.as_ref().map(|vsock| (vsock.id.clone(), vsock.clone())),
+            |guest, vsock| guest.add_vsock(vsock),
         )
     }
 
-    fn add(
+    /// Adds a device: `note` puts it into the configuration, `find` finds it in what is built of that, with its name, and
+    /// `hot` gives it to the guest that runs.
+    fn add<D>(
         &self,
-        hot: impl Fn(&dyn crate::host::Guest) -> vmm::Result<PciDeviceInfo>,
-        note: impl Fn(&mut VmConfig),
-        name: impl Fn(&mut VmConfig, String),
+        note: impl FnOnce(&mut VmConfig) -> Result<(), ApiError>,
+        find: impl FnOnce(&vmm::VmConfig) -> Option<(Option<String>, D)>,
+        hot: impl FnOnce(&dyn Guest, D) -> vmm::Result<PciDeviceInfo>,
     ) -> Result<Option<PciDeviceInfo>, ApiError> {
         let mut machine = self.lock();
         let vm = machine.as_mut().ok_or_else(ApiError::not_created)?;
         let mut config = vm.config.clone();
-        note(&mut config);
+        note(&mut config)?;
+        // It waits while the machine is built anew, which needs the specification: so it comes before that is locked.
+        let guest = vm.guest().ok();
+        let there = guest.iter().flat_map(|guest| guest.devices()).map(|device| device.id).collect::<Vec<_>>();
+        fill_in(&mut config, &there).map_err(no_random_numbers)?;
         // The whole must still be a machine: names are unique, and so on.
         let checked = vmm::VmConfig::try_from(&config).map_err(|error| match error {
             ConfigError { field, reason } if field.ends_with(".id") && reason.contains("another device") => {
@@ -224,16 +222,14 @@ impl Controller {
             error => error.into(),
         })?;
         self.host.check(&checked).map_err(failed("the machine can't have this device"))?;
-        let added = match vm.guest() {
-            Ok(guest) => {
-                let added = hot(&*guest).map_err(failed("the device was not added"))?;
-                name(&mut config, added.id.clone());
-                Some(added)
-            }
-            Err(_) => None,
-        };
-        vm.change(config)?;
-        self.events.emit("vm", "device-added", json!({ "id": added.as_ref().map(|device| &device.id) }));
+        let Some((id, device)) = find(&checked) else { return Ok(None) };
+        // Held, so that a machine that is built anew meanwhile has what its guest was given.
+        let mut spec = lock(&vm.spec);
+        let added = guest.map(|guest| hot(&*guest, device).map_err(failed("the device was not added"))).transpose()?;
+        *spec = checked;
+        drop(spec);
+        vm.config = config;
+        self.events.emit("vm", "device-added", json!({ "id": id }));
         Ok(added)
     }
 
@@ -253,12 +249,20 @@ impl Controller {
         let known = guest.as_ref().is_some_and(|guest| guest.devices().iter().any(|device| device.id == id));
         if !known && config == vm.config {
             let message = format!("the machine has no device {id:?}: vm.info lists those it has");
-            return Err(ApiError::new(axum::http::StatusCode::NOT_FOUND, message));
+            return Err(ApiError::new(StatusCode::NOT_FOUND, message));
         }
-        if let Some(guest) = guest {
+        if is_fixed(id) {
+            let kinds = "only disks, network devices and the socket device can be";
+            return Err(ApiError::bad_request(format!("{id:?} can't be removed: {kinds}")));
+        }
+        let checked = vmm::VmConfig::try_from(&config)?;
+        let mut spec = lock(&vm.spec);
+        if let Some(guest) = guest.filter(|_| known) {
             guest.remove_device(id).map_err(failed("the device was not removed"))?;
         }
-        vm.change(config)?;
+        *spec = checked;
+        drop(spec);
+        vm.config = config;
         self.events.emit("vm", "device-removed", json!({ "id": id }));
         Ok(())
     }
@@ -300,13 +304,8 @@ impl Controller {
     }
 }
 
-impl Vm {
-    /// Takes a changed configuration, which has been checked.
-    fn change(&mut self, config: VmConfig) -> Result<(), ApiError> {
-        *lock(&self.spec) = vmm::VmConfig::try_from(&config)?;
-        self.config = config;
-        Ok(())
-    }
+fn no_random_numbers(error: std::io::Error) -> ApiError {
+    ApiError::caused(StatusCode::INTERNAL_SERVER_ERROR, "a hardware address can't be made up", &error)
 }
 
 /// Why a machine was not booted.

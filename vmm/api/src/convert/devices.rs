@@ -1,6 +1,7 @@
 //! Devices.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use vmm::config as to;
 
@@ -12,15 +13,17 @@ use crate::types::{
 const NO_RATE_LIMITS: &str = "devices have no rate limits: leave it out";
 const NO_VHOST_USER: &str =
     "it maps guest memory into another process, which unmappable memory rules out: leave it out";
-const QUEUE_SIZE: &str = "it must be a power of two, at most 32768";
-/// The largest queue there can be (virtio 1.3, 2.7).
-const MAX_QUEUE_SIZE: u16 = 32768;
+/// How many entries a disk's queues may have: a request takes three.
+const DISK_QUEUE_SIZES: RangeInclusive<u16> = 4..=1024;
+/// How many entries a network device's queues may have.
+const NET_QUEUE_SIZES: RangeInclusive<u16> = 16..=1024;
 /// The most bytes of a disk's serial number (virtio 1.3, 5.2.6).
 const MAX_SERIAL: usize = 20;
 const MAX_QUEUES: u16 = 64;
 
-fn check_queue_size(size: u16) -> Result<(), ConfigError> {
-    refuse("queue_size", !size.is_power_of_two() || size > MAX_QUEUE_SIZE, QUEUE_SIZE)
+fn check_queue_size(size: u16, sizes: &RangeInclusive<u16>) -> Result<(), ConfigError> {
+    let reason = format!("its queues need a power of two of entries, from {} to {}", sizes.start(), sizes.end());
+    refuse("queue_size", !size.is_power_of_two() || !sizes.contains(&size), &reason)
 }
 
 impl TryFrom<&DiskConfig> for to::DiskConfig {
@@ -36,7 +39,9 @@ impl TryFrom<&DiskConfig> for to::DiskConfig {
         refuse("rate_limit_group", from.rate_limit_group.is_some(), NO_RATE_LIMITS)?;
         let affinity = from.queue_affinity.as_ref().is_some_and(|affinity| !affinity.is_nothing());
         refuse("queue_affinity", affinity, "queues are not pinned: leave it out")?;
-        let raw = from.image_type.as_deref().is_none_or(|kind| kind == "Raw");
+        // What `ch-remote` does not know it leaves to the VMM, as Unknown.
+        let raw = |kind: &str| ["raw", "unknown"].iter().any(|known| kind.eq_ignore_ascii_case(known));
+        let raw = from.image_type.as_deref().is_none_or(raw);
         refuse("image_type", !raw, "only raw images are read: convert it, for example with qemu-img")?;
         let serial = from.serial.clone().filter(|serial| !serial.is_empty());
         let long = serial.as_ref().is_some_and(|serial| serial.len() > MAX_SERIAL);
@@ -45,7 +50,7 @@ impl TryFrom<&DiskConfig> for to::DiskConfig {
         let path = path.ok_or_else(|| ConfigError::new("path", "it is missing: name a raw image or a block device"))?;
         let (queues, queue_size) = (from.num_queues.unwrap_or(1), from.queue_size.unwrap_or(128));
         refuse("num_queues", queues == 0 || queues > MAX_QUEUES, "a disk has 1 to 64 queues")?;
-        check_queue_size(queue_size)?;
+        check_queue_size(queue_size, &DISK_QUEUE_SIZES)?;
         Ok(Self { id: from.id.clone(), path, readonly: from.readonly == Some(true), queues, queue_size, serial })
     }
 }
@@ -99,7 +104,7 @@ impl TryFrom<&NetConfig> for to::NetConfig {
         let fine = queues.is_multiple_of(2) && (2..=MAX_QUEUES).contains(&queues);
         refuse("num_queues", !fine, "queues come in pairs: an even number from 2 to 64")?;
         let queue_size = from.queue_size.unwrap_or(256);
-        check_queue_size(queue_size)?;
+        check_queue_size(queue_size, &NET_QUEUE_SIZES)?;
         Ok(Self {
             id: from.id.clone(),
             tap,
@@ -198,6 +203,19 @@ impl TryFrom<&ConsoleConfig> for to::ConsoleConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn queues_have_the_sizes_that_devices_take() {
+        for (size, disk, net) in [(2, false, false), (4, true, false), (8, true, false), (16, true, true)]
+            .into_iter()
+            .chain([(100, false, false), (1024, true, true), (2048, false, false), (32768, false, false)])
+        {
+            let config = DiskConfig { path: Some("/d".into()), queue_size: Some(size), ..DiskConfig::default() };
+            assert_eq!(to::DiskConfig::try_from(&config).is_ok(), disk, "{size}");
+            let config = NetConfig { queue_size: Some(size), ..NetConfig::default() };
+            assert_eq!(to::NetConfig::try_from(&config).is_ok(), net, "{size}");
+        }
+    }
 
     #[test]
     fn addresses_are_exact_or_errors() {

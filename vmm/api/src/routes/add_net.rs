@@ -30,6 +30,16 @@ mod tests {
     use crate::testing::{Server, created, running};
 
     #[tokio::test]
+    async fn the_hardware_address_is_made_up_once() {
+        let server = running().await;
+        server.put("/vm.add-net", Some("{}".into())).await.is(200);
+        let mac = server.get("/vm.info").await.json()["config"]["net"][0]["mac"].clone();
+        assert!(mac.is_string(), "{mac}");
+        server.put("/vm.reboot", None).await.is(204);
+        assert_eq!(server.get("/vm.info").await.json()["config"]["net"][0]["mac"], mac);
+    }
+
+    #[tokio::test]
     async fn added_now_or_at_boot_and_shown() {
         let device = r#"{"tap":"tap0","id":"added-one"}"#;
         let server = Server::new();

@@ -27,7 +27,7 @@ mod tests {
     async fn each_device_has_its_own() {
         Server::new().get("/vm.counters").await.fails(404, "create one");
         let server = running().await;
-        assert_eq!(server.get("/vm.counters").await.json(), serde_json::json!({}));
+        assert_eq!(server.get("/vm.counters").await.json(), serde_json::json!({ "_rng0": { "requests": 0 } }));
         server.put("/vm.add-disk", Some(r#"{"path":"/tmp/i","id":"d"}"#.into())).await.is(200);
         assert_eq!(server.get("/vm.counters").await.json()["d"]["requests"], 0);
     }

@@ -10,6 +10,7 @@ use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use futures_util::Stream;
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -34,12 +35,13 @@ const CONVERSIONS_INTERVAL: Duration = Duration::from_secs(1);
     )
 )]
 pub async fn events(State(api): State<Api>) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+    let room = api.listener()?;
     let ending = || ApiError::new(StatusCode::CONFLICT, "the process is ending");
     let mut ticks = interval(CONVERSIONS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let events = api.hub().listen().ok_or_else(ending)?;
     let before = statistics(&api).await;
-    let listener = Listener { events, before, ticks, api };
+    let listener = Listener { events, before, ticks, api, _room: room };
     let stream = futures_util::stream::unfold(listener, |mut listener| async {
         let event = listener.next().await?;
         Some((Ok(event), listener))
@@ -52,6 +54,7 @@ struct Listener {
     ticks: Interval,
     before: Option<MemoryStats>,
     api: Api,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Listener {
@@ -125,5 +128,17 @@ mod tests {
         }
         server.close();
         events.end().await;
+    }
+
+    #[tokio::test]
+    async fn so_many_may_listen_and_who_goes_makes_room() {
+        let server = Server::new();
+        let mut listening = vec![];
+        for _ in 0..16 {
+            listening.push(server.stream("/vm.events").await);
+        }
+        server.get("/vm.events").await.fails(429, "listen already");
+        listening.pop();
+        server.stream("/vm.events").await;
     }
 }

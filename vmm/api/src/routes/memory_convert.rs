@@ -26,7 +26,13 @@ pub async fn memory_convert(
     State(api): State<Api>,
     Body(request): Body<types::ConversionRequest>,
 ) -> Result<Json<ConversionAnswer>, ApiError> {
-    blocking(api, move |api| convert(api.guest()?.memory(), request)).await.map(Json)
+    let room = api.conversion()?;
+    blocking(api, move |api| {
+        let _room = room;
+        convert(api.guest()?.memory(), request)
+    })
+    .await
+    .map(Json)
 }
 
 fn convert(ram: &GuestRam, request: types::ConversionRequest) -> Result<ConversionAnswer, ApiError> {
@@ -54,6 +60,11 @@ fn convert(ram: &GuestRam, request: types::ConversionRequest) -> Result<Conversi
         let remedy = "create it with an isolation other than none";
         return Err(conflict(format!("this machine's memory is all shared, for good: {remedy}")));
     }
+    if !ram.is_launched() {
+        return Err(conflict(
+            "the machine is not launched yet, and its launch makes all memory private: ask again".into(),
+        ));
+    }
     let runs = ram.devices().map().runs(range).filter(|run| run.state != to);
     let changed_bytes = runs.map(|run| run.range.len()).sum();
     let changed = ram.convert(ConversionRequest::new(range, to, Origin::Host));
@@ -69,6 +80,14 @@ fn convert(ram: &GuestRam, request: types::ConversionRequest) -> Result<Conversi
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
+    use arch::x86_64::{Isolation, MemoryLayout};
+    use hypervisor::model::ModelHypervisor;
+    use hypervisor::{Hypervisor, VmType};
+    use vmm::memory::RamOptions;
+
+    use super::*;
     use crate::testing::{Server, created, running};
 
     fn request(gpa: u64, size: u64, to: &str) -> Option<String> {
@@ -87,6 +106,57 @@ mod tests {
         let answer = server.put("/vm.memory-convert", request(window, 16384, "private")).await.json();
         assert_eq!((&answer["contents"], &answer["changed_bytes"]), (&"discarded".into(), &8192.into()));
         assert_eq!(server.get("/vm.memory-stats").await.json()["shared_bytes"], 0);
+    }
+
+    #[test]
+    fn what_the_launch_would_undo_is_refused() {
+        let vm = ModelHypervisor::new().create_vm(VmType::SwProtected).unwrap();
+        let layout = MemoryLayout::new(Isolation::Software, 64 << 20, 48).unwrap().reserving(16 << 20).unwrap();
+        let ram = GuestRam::new(vm, layout, RamOptions::default()).unwrap();
+        let (to, contents) = (types::State::Private, types::Contents::Discard);
+        let request = types::ConversionRequest { gpa: 48 << 20, size: 4096, to, contents };
+        let error = convert(&ram, request).unwrap_err();
+        assert!(error.status == 409 && error.chain[0].contains("not launched yet"), "{error:?}");
+        assert_eq!(ram.statistics().private_bytes, 0);
+        ram.make_all_private().unwrap();
+        assert_eq!(convert(&ram, request).unwrap().contents, Fate::Kept);
+    }
+
+    #[tokio::test]
+    async fn conversions_that_wait_hold_up_nobody_and_follow_the_policy() {
+        let server = running().await;
+        server.put("/vm.memory-policy", Some(r#"{"host":"1/s"}"#.into())).await.is(200);
+        let gpa = |page: u64| (48 << 20) + page * 4096;
+        server.put("/vm.memory-convert", request(gpa(0), 4096, "shared")).await.is(200);
+        // More than a pool of threads has, each with a turn that is later than the one before.
+        let mut waiting: Vec<_> = (1..40)
+            .map(|page| Box::pin(server.put("/vm.memory-convert", request(gpa(page), 4096, "shared"))))
+            .collect();
+        let mut refused = 0;
+        for answer in &mut waiting {
+            let polled = std::future::poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await;
+            if let Poll::Ready(answer) = polled {
+                answer.fails(429, "under way already");
+                refused += 1;
+            }
+        }
+        assert_eq!(refused, 39 - 4);
+        waiting.truncate(4);
+        server.put("/vmm.shutdown", None).await.is(204);
+        server.put("/vm.memory-policy", Some(r#"{"host":"refuse"}"#.into())).await.is(200);
+        for answer in waiting {
+            let answer = answer.await;
+            assert!(matches!(answer.status.as_u16(), 200 | 403), "{}", answer.text());
+        }
+        server.put("/vm.memory-policy", Some(r#"{"host":"allow"}"#.into())).await.is(200);
+        server.put("/vm.memory-convert", request(gpa(50), 4096, "shared")).await.is(200);
+    }
+
+    #[test]
+    fn a_paused_machine_is_told_as_such() {
+        let error = crate::ApiError::from_conversion(&vmm::memory::ConversionError::Interrupted);
+        assert_eq!(error.status, 409);
+        assert!(error.chain[1].contains("vm.resume"), "{error:?}");
     }
 
     #[tokio::test]

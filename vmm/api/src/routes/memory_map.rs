@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use hypervisor::{GpaRange, PageState};
+use hypervisor::{GpaRange, PAGE_SIZE, PageState};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use vmm::memory::GuestRam;
@@ -29,9 +29,9 @@ const MAX_VISITED: usize = 1 << 20;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Only addresses from here on.
+    /// Only pages with addresses from here on.
     start: Option<u64>,
-    /// Only addresses below.
+    /// Only pages with addresses below.
     end: Option<u64>,
     /// Only runs in this state.
     state: Option<types::State>,
@@ -89,8 +89,12 @@ fn runs(ram: &GuestRam, filter: &Filter, limit: u32) -> MemoryMap {
     let mut map = MemoryMap { runs: vec![], next: None };
     let end = ram.layout().ranges().last().map_or(0, |range| range.gpa.end()).min(filter.end.unwrap_or(u64::MAX));
     let start = filter.start.unwrap_or(0);
-    let range = end.checked_sub(start).and_then(|size| GpaRange::new(start, size).ok());
-    let Some(range) = range else { return map };
+    if start >= end {
+        return map;
+    }
+    // All pages that have a part of it.
+    let (start, end) = (start - start % PAGE_SIZE, end.next_multiple_of(PAGE_SIZE));
+    let Ok(range) = GpaRange::new(start, end - start) else { return map };
     for (visited, run) in ram.devices().map().runs(range).flat_map(|run| pieces(ram, run)).enumerate() {
         if map.runs.len() as u32 >= limit || visited >= MAX_VISITED {
             map.next = Some(run.gpa);
@@ -187,6 +191,13 @@ mod tests {
         let (start, end) = (window + 4096, window + 3 * 4096);
         let part = server.get(&format!("/vm.memory-map?start={start}&end={end}")).await.json();
         assert_eq!(bytes(&part), 2 * 4096);
+        for (start, end, pages) in
+            [(1, 4095, 1), (4095, 4097, 2), (4097, 8192, 1), (4096, 8193, 2), (5, 5, 0), (9, 8, 0)]
+        {
+            let (start, end) = (window + start, window + end);
+            let part = server.get(&format!("/vm.memory-map?start={start}&end={end}")).await.json();
+            assert_eq!(bytes(&part), pages * 4096, "{start:#x} to {end:#x}");
+        }
         let none = server.get("/vm.memory-map?start=18446744073709551615").await.json();
         assert_eq!(none["runs"], serde_json::json!([]));
     }

@@ -22,6 +22,8 @@ pub async fn reboot(State(api): State<Api>, _: NoBody) -> Result<StatusCode, Api
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use crate::testing::{Server, created, running};
 
     #[tokio::test]
@@ -37,5 +39,30 @@ mod tests {
         server.put("/vm.reboot", None).await.is(204);
         assert_eq!(server.get("/vm.info").await.json()["state"], "Running");
         assert_eq!(server.get("/vm.memory-stats").await.json()["shared_bytes"], 0, "nothing of the old guest is left");
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_built_anew_is_told_and_ends_the_process_unless_it_is_to_stay() {
+        for keep in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let kernel = folder.path().join("kernel");
+            std::fs::write(&kernel, "kernel").unwrap();
+            let server = Server::with(keep);
+            let mut events = server.stream("/vm.events").await;
+            server.put("/vm.create", Some(crate::testing::create(kernel.to_str().unwrap()))).await.is(204);
+            server.put("/vm.boot", None).await.is(204);
+            std::fs::remove_file(&kernel).unwrap();
+            let answer = server.put("/vm.reboot", None).await;
+            answer.fails(400, "not built anew");
+            answer.fails(400, kernel.to_str().unwrap());
+            events.until("event: vm.reboot-failed\n").await;
+            assert_eq!(server.get("/vm.info").await.json()["state"], "Shutdown");
+            let ended = server.ended.recv_timeout(Duration::from_secs(if keep { 0 } else { 60 }));
+            assert_eq!(ended.is_ok(), !keep);
+            if keep {
+                std::fs::write(&kernel, "kernel").unwrap();
+                server.put("/vm.boot", None).await.is(204);
+            }
+        }
     }
 }

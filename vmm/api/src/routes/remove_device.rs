@@ -40,4 +40,41 @@ mod tests {
             server.put("/vm.remove-device", Some(which.into())).await.fails(404, "no device");
         }
     }
+
+    #[tokio::test]
+    async fn names_that_were_made_up_are_names_and_what_is_removed_stays_away() {
+        for boots in [false, true] {
+            let server = Server::new();
+            created(&server).await;
+            let devices = [
+                ("disk", r#"{"path":"/tmp/i"}"#),
+                ("net", "{}"),
+                ("vsock", r#"{"cid":3,"socket":"/tmp/v"}"#),
+                ("disk", r#"{"path":"/tmp/j","id":"_disk7"}"#),
+            ];
+            if boots {
+                server.put("/vm.boot", None).await.is(204);
+            }
+            for (kind, device) in devices {
+                server.put(&format!("/vm.add-{kind}"), Some(device.into())).await.is(if boots { 200 } else { 204 });
+            }
+            let taken = r#"{"path":"/tmp/k","id":"_net0"}"#;
+            server.put("/vm.add-disk", Some(taken.into())).await.fails(409, "another device");
+            if !boots {
+                server.put("/vm.boot", None).await.is(204);
+            }
+            let info = server.get("/vm.info").await.json();
+            for id in ["_disk0", "_net0", "_vsock0", "_disk7"] {
+                assert!(info["device_tree"][id].is_object(), "{id} in {info:#}");
+                server.put("/vm.remove-device", Some(format!(r#"{{"id":"{id}"}}"#))).await.is(204);
+            }
+            server.put("/vm.reboot", None).await.is(204);
+            let info = server.get("/vm.info").await;
+            for id in ["_disk0", "_net0", "_vsock0", "_disk7"] {
+                assert!(!info.text().contains(id), "{id} in {}", info.text());
+            }
+            assert!(info.text().contains("_rng0"));
+            server.put("/vm.remove-device", Some(r#"{"id":"_rng0"}"#.into())).await.fails(400, "can't be removed");
+        }
+    }
 }

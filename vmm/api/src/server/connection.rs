@@ -1,5 +1,8 @@
 //! One connection: who it is, and its requests.
 
+use std::pin::Pin;
+use std::time::Duration;
+
 use axum::Router;
 use axum::response::Response;
 use hyper::body::Incoming;
@@ -9,9 +12,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt;
 
-use super::HEADER_TIMEOUT;
+use super::{HEADER_TIMEOUT, WRITE_TIMEOUT};
 
 /// Serves a connection until it closes or the server ends.
 pub(super) async fn serve(
@@ -32,7 +36,7 @@ pub(super) async fn serve(
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).title_case_headers(true);
-    let connection = http.serve_connection(TokioIo::new(stream), answer);
+    let connection = http.serve_connection(TokioIo::new(impatient(stream, WRITE_TIMEOUT)), answer);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
@@ -44,6 +48,13 @@ pub(super) async fn serve(
     if let Err(error) = result {
         tracing::debug!("a connection to the API ended: {error}");
     }
+}
+
+/// Ends with an error when the client takes nothing for so long.
+fn impatient(stream: UnixStream, limit: Duration) -> Pin<Box<TimeoutStream<UnixStream>>> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limit));
+    Box::pin(stream)
 }
 
 /// Whether this user may use the API of a process of that one.
@@ -59,7 +70,16 @@ fn without_reason(mut response: Response) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::may_ask;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_never_reads_is_not_waited_for() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let result = impatient(ours, Duration::from_millis(20)).write_all(&vec![0; 64 << 20]).await;
+        assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    }
 
     #[test]
     fn only_the_owner_and_root_may_ask() {

@@ -2,7 +2,7 @@
 //!
 //! Linux gives a bound socket the mode of the unbound one, so it is set before there is a path. A socket that nobody listens
 //! at any more is replaced; one that somebody listens at, and any other file, is an error and stays. The folder is locked
-//! meanwhile, so that two that start at once don't take each other's.
+//! meanwhile, so that two that start at once don't take each other's; a lock of somebody else's is waited for, but not long.
 
 use std::fs::File;
 use std::io;
@@ -10,12 +10,18 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
 /// Read and write for the owner.
 const MODE: u32 = 0o600;
+/// How long somebody else's lock is waited for.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+/// How long between looks at it.
+const LOCK_NAP: Duration = Duration::from_millis(20);
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 64;
 
@@ -28,6 +34,9 @@ pub enum BindError {
     /// There is something else.
     #[error("{} is there and is no socket: choose another path", .0.display())]
     NoSocket(PathBuf),
+    /// Somebody holds a lock.
+    #[error("another process keeps the folder {} locked: choose another folder, or end that process", .0.display())]
+    Locked(PathBuf),
     /// The system's.
     #[error("cannot make the socket {}", path.display())]
     System {
@@ -61,7 +70,7 @@ impl Socket {
         let os = |errno: rustix::io::Errno| failed(errno.into());
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let lock = File::open(folder).map_err(failed)?;
-        flock(&lock, FlockOperation::LockExclusive).map_err(os)?;
+        lock_folder(&lock, folder)?;
         remove_stale(path)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let descriptor = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(os)?;
@@ -89,6 +98,19 @@ impl Drop for Socket {
         let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.made);
         if ours {
             let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Locks the folder of the socket.
+fn lock_folder(file: &File, folder: &Path) -> Result<(), BindError> {
+    let limit = Instant::now() + LOCK_LIMIT;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < limit => std::thread::sleep(LOCK_NAP),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => return Err(BindError::Locked(folder.to_owned())),
+            Err(errno) => return Err(BindError::System { path: folder.to_owned(), source: errno.into() }),
         }
     }
 }
@@ -138,5 +160,16 @@ mod tests {
         let long = folder.path().join("x".repeat(200));
         assert!(matches!(Socket::bind(&long), Err(BindError::System { .. })));
         assert!(Socket::bind(&folder.path().join("none/api")).is_err());
+    }
+
+    #[test]
+    fn a_lock_of_somebody_elses_is_an_error_that_names_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = File::open(folder.path()).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let error = Socket::bind(&folder.path().join("api")).unwrap_err();
+        assert!(matches!(&error, BindError::Locked(path) if path == folder.path()), "{error}");
+        drop(lock);
+        Socket::bind(&folder.path().join("api")).unwrap();
     }
 }

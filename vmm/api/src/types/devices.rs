@@ -24,7 +24,7 @@ pub struct DiskConfig {
     pub num_queues: Option<u16>,
     /// Entries of a queue, a power of two; 128 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 4, maximum = 1024)]
     pub queue_size: Option<u16>,
     /// Its name among the machine's devices; made up by default.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,7 +32,7 @@ pub struct DiskConfig {
     /// The serial number that the guest sees, at most 20 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// Raw, or refused.
+    /// Raw or Unknown, which is taken for raw; others are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_type: Option<String>,
     /// Refused unless false: the host's page cache is used.
@@ -104,7 +104,7 @@ pub struct NetConfig {
     pub num_queues: Option<u16>,
     /// Entries of a queue, a power of two; 256 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 16, maximum = 1024)]
     pub queue_size: Option<u16>,
     /// Its name among the machine's devices; made up by default.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -60,6 +60,16 @@ impl Turns {
         *turn = Some(mine + Duration::from_secs(1) / per_second.get());
         mine - now
     }
+
+    /// Forgets the turns of kinds whose rules differ: those who had to wait longer no longer hold up others.
+    pub(in crate::memory) fn follow(&self, before: &Policy, after: &Policy) {
+        let mut turns = self.0.lock();
+        for kind in [ConversionKind::Explicit, ConversionKind::Implicit, ConversionKind::Host] {
+            if before.rule(kind) != after.rule(kind) {
+                turns[kind as usize] = None;
+            }
+        }
+    }
 }
 
 #[cfg(test)]

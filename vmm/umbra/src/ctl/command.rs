@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use umbra_api::types::{DiskConfig, NetConfig, VsockConfig};
 
 use super::memory::MemoryCommand;
-use super::{Session, table, write_out};
+use super::{Session, check_reader, table, write_out};
 use crate::options;
 
 /// What to do.
@@ -124,8 +124,7 @@ impl Session {
             Command::Openapi => self.show("openapi.json", None, |document| format!("{document:#}\n")),
             Command::Call { operation, body } => {
                 let body = body.as_deref().map(read).transpose()?;
-                let answer = self.call(operation, &[], body.as_ref())?;
-                write_out(&answer.body)
+                self.pass_on(operation, body.as_ref())
             }
         }
     }
@@ -134,9 +133,24 @@ impl Session {
         self.show(operation, Some(&serde_json::to_value(config)?), table::fields)
     }
 
+    /// Writes an answer as it comes: it may have no end.
+    fn pass_on(&self, operation: &str, body: Option<&Value>) -> anyhow::Result<()> {
+        let mut answer = self.client.read(operation, &[], body, "application/json")?;
+        let mut bytes = vec![0; 64 << 10];
+        loop {
+            let count = answer.read(&mut bytes).context("the connection to umbra broke")?;
+            if count == 0 {
+                return Ok(());
+            }
+            write_out(&bytes[..count])?;
+        }
+    }
+
     fn events(&self) -> anyhow::Result<()> {
         for line in self.client.lines("vm.events")? {
             let line = line.context("the connection to umbra broke")?;
+            // There are lines without an event every few seconds.
+            check_reader()?;
             let Some(data) = line.strip_prefix("data:") else { continue };
             let event: Value = serde_json::from_str(data).context("umbra's event is no JSON")?;
             let text = if self.json { format!("{event}\n") } else { table::event(&event) };

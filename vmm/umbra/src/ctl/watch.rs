@@ -1,15 +1,20 @@
 //! `umbra ctl memory watch`: the map in the terminal, drawn anew as it changes.
 //!
-//! On a terminal it draws on a screen of its own, in colours, until q, Ctrl-C or Ctrl-D; the terminal is then as it was.
+//! On a terminal it draws on a screen of its own, in colours, until q, Ctrl-D or a signal (Ctrl-C is one); the terminal is then
+//! as it was. That holds while umbra does not answer, too.
 //! Elsewhere it writes one map after another, without colours, until it is interrupted or has written as many as asked for.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::termios::{self, OptionalActions, Termios};
+use rustix::termios::{self, LocalModes, OptionalActions, SpecialCodeIndex, Termios};
+use signal_hook::SigId;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use umbra_api::client::ClientError;
 use umbra_api::picture::{Cell, Raster, size};
 use umbra_api::types::MemoryRun;
 
@@ -35,8 +40,16 @@ fn seconds(text: &str) -> Result<f64, String> {
     if (0.05..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("choose from 0.05 to 3600 seconds".into()) }
 }
 
+/// How long umbra may take before keys are looked at again.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// The terminal, which is as it was once this is dropped.
-struct Screen(Termios);
+struct Screen {
+    before: Termios,
+    /// Has something to read once a signal asks for the end.
+    signals: UnixStream,
+    handlers: Vec<SigId>,
+}
 
 impl Screen {
     /// Takes the terminal, if input and output are one.
@@ -46,10 +59,18 @@ impl Screen {
             return Ok(None);
         }
         let before = termios::tcgetattr(&stdin)?;
-        let mut raw = before.clone();
+        let (signals, sender) = UnixStream::pair()?;
+        let mut screen = Self { before, signals, handlers: Vec::new() };
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            screen.handlers.push(signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?);
+        }
+        let mut raw = screen.before.clone();
         raw.make_raw();
+        // Ctrl-C is a signal; those keys that would leave the terminal as it is here are none.
+        raw.local_modes |= LocalModes::ISIG;
+        raw.special_codes[SpecialCodeIndex::VSUSP] = 0;
+        raw.special_codes[SpecialCodeIndex::VQUIT] = 0;
         termios::tcsetattr(&stdin, OptionalActions::Now, &raw)?;
-        let screen = Self(before);
         // Another screen, without a cursor.
         let _ = write_out(b"\x1b[?1049h\x1b[?25l");
         Ok(Some(screen))
@@ -59,15 +80,20 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         let _ = write_out(b"\x1b[?25h\x1b[?1049l");
-        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
+        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+        for handler in self.handlers.drain(..) {
+            signal_hook::low_level::unregister(handler);
+        }
     }
 }
 
 pub(super) fn watch(session: &Session, args: &Args) -> anyhow::Result<()> {
     let mut runs = session.runs(None, None, None)?;
     let screen = Screen::enter().context("cannot use the terminal")?;
+    let client = if screen.is_some() { session.client.patient(PATIENCE) } else { session.client.clone() };
+    let session = Session { client, json: session.json };
     let interval = Duration::from_secs_f64(args.interval);
-    let mut left = args.count;
+    let (mut left, mut late) = (args.count, false);
     loop {
         let columns = match &screen {
             Some(_) => usize::from(termios::tcgetwinsize(io::stdout()).map_or(80, |size| size.ws_col)),
@@ -80,37 +106,49 @@ pub(super) fn watch(session: &Session, args: &Args) -> anyhow::Result<()> {
         let map =
             draw(&runs, columns.saturating_sub(BESIDE).clamp(*COLUMNS.start(), *COLUMNS.end()), rows, screen.is_some());
         let text = match &screen {
-            Some(_) => format!("\x1b[H\x1b[J{}", map.replace('\n', "\r\n")),
+            Some(_) => {
+                let late = if late { "umbra does not answer" } else { "" };
+                format!("\x1b[H\x1b[J{}{late}", map.replace('\n', "\r\n"))
+            }
             None => map,
         };
         write_out(text.as_bytes())?;
-        left = left.map(|left| left.saturating_sub(1));
-        if left == Some(0) || wait(screen.is_some(), interval)? {
+        left = left.map(|left| left.saturating_sub(u64::from(!late)));
+        if left == Some(0) || wait(screen.as_ref(), interval)? {
             return Ok(());
         }
-        runs = session.runs(None, None, None)?;
+        match session.runs(None, None, None) {
+            Ok(now) => (runs, late) = (now, false),
+            Err(error) if is_timeout(&error) => late = true,
+            Err(error) => return Err(error),
+        }
     }
 }
 
+fn is_timeout(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<ClientError>().is_some_and(ClientError::is_timeout)
+}
+
 /// Waits; whether it is to end.
-fn wait(terminal: bool, interval: Duration) -> io::Result<bool> {
-    if !terminal {
+fn wait(screen: Option<&Screen>, interval: Duration) -> io::Result<bool> {
+    let Some(screen) = screen else {
         std::thread::sleep(interval);
         return Ok(false);
-    }
+    };
     let stdin = io::stdin();
-    let mut ready = [PollFd::new(&stdin, PollFlags::IN)];
+    let mut ready = [PollFd::new(&stdin, PollFlags::IN), PollFd::new(&screen.signals, PollFlags::IN)];
     let limit = Timespec::try_from(interval).map_err(io::Error::other)?;
     match poll(&mut ready, Some(&limit)) {
         Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(false),
+        Ok(_) if !ready[1].revents().is_empty() => return Ok(true),
         Ok(_) => {}
         Err(errno) => return Err(errno.into()),
     }
     let mut keys = [0; 16];
     let count = rustix::io::read(&stdin, &mut keys)?;
     let keys = keys.get(..count).unwrap_or_default();
-    // Ctrl-C and Ctrl-D come as themselves in raw mode.
-    Ok(count == 0 || keys.iter().any(|key| matches!(key, b'q' | b'Q' | 3 | 4)))
+    // Ctrl-D comes as itself in raw mode.
+    Ok(count == 0 || keys.iter().any(|key| matches!(key, b'q' | b'Q' | 4)))
 }
 
 /// The map, at most so many columns of cells and about so many rows.
