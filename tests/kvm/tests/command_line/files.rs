@@ -24,7 +24,7 @@ fn unreadable_kernels() -> anyhow::Result<()> {
     let inside_a_file = umbra.kernel.join("kernel");
     let folder = umbra.path("folder");
     std::fs::create_dir(&folder)?;
-    for (path, reason) in [(missing, "No such file"), (inside_a_file, "Not a directory"), (folder, "Is a directory")] {
+    for (path, reason) in [(missing, "No such file"), (inside_a_file, "Not a directory"), (folder, "is a directory")] {
         let name = path.display().to_string();
         umbra.rejects(&mut umbra.run_kernel(&path, &[]), 1, &["cannot read kernel", &name, reason])?;
     }
