@@ -1,7 +1,7 @@
 //! A guest whose processors all convert memory as fast as they can, in ranges that overlap (case N7 of the conformance
 //! list).
 //!
-//! Its kernel is a few hundred bytes of code ([`program`]). The boot processor starts all others, in the way that the
+//! Its kernel is a few hundred bytes of code (`program.rs`). The boot processor starts all others, in the way that the
 //! isolation has for it, and then they all do the same, for ever: make sixteen pages shared, write to each, make them
 //! private, write to each, twelve of them pages of a neighbour's. After every sixteenth round a processor writes its
 //! number, a digit, to the serial port. Where there is nothing to convert they only write.

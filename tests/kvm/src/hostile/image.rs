@@ -1,4 +1,4 @@
-//! The guest's kernel as a file: the [`program`](super::program) in an ELF file of one segment, as a `vmlinux` is.
+//! The guest's kernel as a file: the program in an ELF file of one segment, as a `vmlinux` is.
 
 use super::program;
 
