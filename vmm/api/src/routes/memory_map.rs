@@ -24,14 +24,19 @@ const MAX_LIMIT: u32 = 10_000;
 /// How many runs are looked at for one answer, whatever the filters leave of them.
 const MAX_VISITED: usize = 1 << 20;
 
+/// The end of what any guest can address: 52 bits (AMD's manual volume 2, 5.3).
+const ADDRESS_SPACE: u64 = 1 << 52;
+
 /// Which part of the map.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
     /// Only pages with addresses from here on.
+    #[param(maximum = 4503599627370496u64)]
     start: Option<u64>,
     /// Only pages with addresses below.
+    #[param(maximum = 4503599627370496u64)]
     end: Option<u64>,
     /// Only runs in this state.
     state: Option<types::State>,
@@ -60,6 +65,9 @@ pub async fn memory_map(
     let limit = filter.limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
         return Err(ApiError::bad_request(format!("limit: it must be from 1 to {MAX_LIMIT}")));
+    }
+    if [filter.start, filter.end].into_iter().flatten().any(|address| address > ADDRESS_SPACE) {
+        return Err(ApiError::bad_request(format!("start and end: addresses go up to {ADDRESS_SPACE:#x}")));
     }
     let picture = wants_picture(&headers);
     blocking(api, move |api| {
@@ -198,14 +206,20 @@ mod tests {
             let part = server.get(&format!("/vm.memory-map?start={start}&end={end}")).await.json();
             assert_eq!(bytes(&part), pages * 4096, "{start:#x} to {end:#x}");
         }
-        let none = server.get("/vm.memory-map?start=18446744073709551615").await.json();
+        let none = server.get("/vm.memory-map?start=4503599627370496").await.json();
         assert_eq!(none["runs"], serde_json::json!([]));
     }
 
     #[tokio::test]
     async fn bad_queries_are_errors() {
         let server = running().await;
-        let bad = [("limit=0", "limit"), ("limit=10001", "limit"), ("limit=x", "limit"), ("start=-1", "start")];
+        let bad = [
+            ("limit=0", "limit"),
+            ("limit=10001", "limit"),
+            ("limit=x", "limit"),
+            ("start=-1", "start"),
+            ("end=4503599627370497", "addresses"),
+        ];
         for (query, word) in bad.into_iter().chain([("state=open", "open"), ("colour=red", "colour")]) {
             server.get(&format!("/vm.memory-map?{query}")).await.fails(400, word);
         }

@@ -4,14 +4,26 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::{BalloonConfig, ConsoleConfig, DiskConfig, NetConfig, PolicyConfig, RngConfig, SerialConfig, VsockConfig};
 
 /// Something that Cloud Hypervisor has and Umbra does not: empty, or refused.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(transparent)]
 pub struct Unsupported(pub Value);
+
+impl PartialSchema for Unsupported {
+    fn schema() -> RefOr<Schema> {
+        // What it may be besides null, which is the field left out.
+        let types = SchemaType::Array(vec![Type::Boolean, Type::Array, Type::Object]);
+        ObjectBuilder::new().schema_type(types).description(Some("Empty, or refused.")).into()
+    }
+}
+
+impl ToSchema for Unsupported {}
 
 impl Unsupported {
     /// Whether it asks for nothing: null, false, or nothing in it.
