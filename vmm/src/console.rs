@@ -66,16 +66,11 @@ impl Output {
         })
     }
 
-    /// The virtio console's writer, if there is one: it never waits, which is the device's to do. `_control` is that of the
-    /// machine, as for [`Output::writer`]; such a writer has no use for it.
+    /// The virtio console's writer, if there is one: it never waits, which is the device's to do.
     ///
     /// # Errors
     /// A file that can't be created.
-    pub(crate) fn console_writer(
-        &self,
-        config: &ConsoleConfig,
-        _control: Arc<Control>,
-    ) -> Result<Option<Box<dyn Write + Send>>> {
+    pub(crate) fn console_writer(&self, config: &ConsoleConfig) -> Result<Option<Box<dyn Write + Send>>> {
         let place = match config {
             ConsoleConfig::Off => return Ok(None),
             ConsoleConfig::Tty => SerialConfig::Tty,

@@ -3,11 +3,12 @@
 //! ```text
 //! config ──► machine ──► memory (layout, attribute map, conversions) ──► hypervisor
 //!               │  └───► vcpu (exits) ──► memory, devices, paravirtual
-//!               └──────► devices (serial console, power) ──► console (terminal or file)
+//!               └──────► devices (PCI bus, virtio devices, serial port) ──► files, taps, sockets, terminal
 //! ```
 //!
-//! Threads: one for each vCPU, one for console input, and the caller's. Everything that the guest controls is handled on
-//! its own vCPU's thread, so a guest can only delay itself.
+//! Threads: one for each vCPU and for each device or queue that works by itself, one that gives memory back, one for console
+//! input, and the caller's. What a guest asks for is handled on its own vCPU's thread or on that of its device, so a guest
+//! can only delay itself.
 
 pub mod config;
 pub mod console;

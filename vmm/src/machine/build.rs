@@ -94,7 +94,7 @@ pub(super) fn build(
     }
     // Last, since it may create a file: whatever fails before leaves none behind.
     let serial = SerialDevice::new(line, output.writer(control.clone())?);
-    let console = output.console_writer(&config.console, control.clone())?;
+    let console = output.console_writer(&config.console)?;
     let console = console.map(|output| manager.add_console(output)).transpose()?;
     let console = console.filter(|_| config.console == ConsoleConfig::Tty);
     let devices = Devices { serial, console, cmos: Cmos::new(), manager };
