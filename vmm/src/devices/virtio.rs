@@ -50,6 +50,7 @@ use std::sync::Arc;
 use virtio_queue::Queue;
 
 use crate::memory::guarded::DeviceMemory;
+use worker::Worker;
 
 /// A virtio device.
 ///
@@ -83,11 +84,18 @@ pub trait VirtioDevice: Send {
     /// nothing if it is not active.
     fn deactivate(&mut self);
 
+    /// The threads that work for it; none if it is not active.
+    fn workers(&self) -> &[Worker];
+
     /// The machine pauses: nothing of the guest is touched until [`VirtioDevice::resume`], and nothing is lost.
-    fn pause(&mut self);
+    fn pause(&mut self) {
+        self.workers().iter().for_each(Worker::pause);
+    }
 
     /// The machine goes on.
-    fn resume(&mut self);
+    fn resume(&mut self) {
+        self.workers().iter().for_each(Worker::resume);
+    }
 
     /// What it has counted so far, by name.
     fn counters(&self) -> Vec<(&'static str, u64)>;

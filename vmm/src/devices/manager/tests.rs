@@ -44,8 +44,9 @@ impl VirtioDevice for Probe {
         Ok(())
     }
     fn deactivate(&mut self) {}
-    fn pause(&mut self) {}
-    fn resume(&mut self) {}
+    fn workers(&self) -> &[crate::devices::virtio::worker::Worker] {
+        &[]
+    }
     fn counters(&self) -> Vec<(&'static str, u64)> {
         vec![("lives", 1)]
     }

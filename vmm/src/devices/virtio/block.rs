@@ -185,12 +185,8 @@ impl VirtioDevice for Block {
         self.workers.clear();
     }
 
-    fn pause(&mut self) {
-        self.workers.iter().for_each(Worker::pause);
-    }
-
-    fn resume(&mut self) {
-        self.workers.iter().for_each(Worker::resume);
+    fn workers(&self) -> &[Worker] {
+        &self.workers
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -135,12 +135,8 @@ impl VirtioDevice for Vsock {
         self.worker = None;
     }
 
-    fn pause(&mut self) {
-        self.worker.iter().for_each(Worker::pause);
-    }
-
-    fn resume(&mut self) {
-        self.worker.iter().for_each(Worker::resume);
+    fn workers(&self) -> &[Worker] {
+        self.worker.as_slice()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -62,8 +62,9 @@ impl VirtioDevice for Probe {
         self.0.active.store(false, Ordering::SeqCst);
         *self.0.activation.lock().unwrap() = None;
     }
-    fn pause(&mut self) {}
-    fn resume(&mut self) {}
+    fn workers(&self) -> &[crate::devices::virtio::worker::Worker] {
+        &[]
+    }
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
