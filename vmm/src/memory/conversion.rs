@@ -100,7 +100,9 @@ impl GuestRam {
     pub fn convert(&self, request: ConversionRequest) -> Result<bool, ConversionError> {
         let rule = self.policy.load().rule(request.kind);
         // Nobody is refused or delayed for what changes nothing. Where all may go on, the conversion itself finds out.
-        if rule != Rule::Allow {
+        let turn = if rule == Rule::Allow {
+            Ok(())
+        } else {
             if request.kind == ConversionKind::Implicit {
                 // The access met KVM's attribute, which may be ahead of the map until the ledger is let go.
                 drop(self.ledger());
@@ -108,8 +110,8 @@ impl GuestRam {
             if self.is_settled(request.range, request.to) {
                 return Ok(false);
             }
-        }
-        let turn = self.wait_for_turn(request.kind);
+            self.wait_for_turn(request.kind)
+        };
         let start = Instant::now();
         let result = turn.and_then(|()| self.convert_range(request.range, request.to, request.kind));
         self.count(request.kind, start, result)
