@@ -39,7 +39,6 @@ mod statistics;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use arc_swap::ArcSwap;
 use arch::x86_64::MemoryLayout;
 use arch::x86_64::memory_layout::{Alias, AttributeRule, RamRange};
 use hypervisor::{Backing, GuestMemfd, PAGE_SIZE, PageState, Region, SharedMemory, Slice, Vm};
@@ -109,7 +108,6 @@ pub struct GuestRam {
     conversion_ended: Condvar,
     discards: Discards,
     quiesce: Box<dyn Quiesce>,
-    policy: ArcSwap<Policy>,
     turns: Turns,
     counters: Counters,
     observer: Arc<MemoryObserver>,
@@ -162,8 +160,7 @@ impl GuestRam {
             conversion_ended: Condvar::new(),
             discards,
             quiesce,
-            policy: ArcSwap::from_pointee(policy),
-            turns: Turns::default(),
+            turns: Turns::new(&policy),
             counters: Counters::default(),
             observer,
             launched: AtomicBool::new(false),
@@ -204,13 +201,12 @@ impl GuestRam {
 
     /// What conversions may do.
     pub fn policy(&self) -> Policy {
-        **self.policy.load()
+        self.turns.policy()
     }
 
     /// Changes what conversions may do, from the next request on, and for those that wait for their turns.
     pub fn set_policy(&self, policy: Policy) {
-        let before = self.policy.swap(Arc::new(policy));
-        self.turns.follow(&before, &policy);
+        self.turns.set(&policy);
     }
 
     /// Lets somebody else map shared memory: gives it all that is shared now, and tells it of each conversion from then on.

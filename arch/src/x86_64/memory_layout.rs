@@ -6,7 +6,7 @@
 //!   two backings, shared and private, at the same offset in each.
 //! * An [`Alias`] is a place where the guest sees the range: one memory slot. Its [`AttributeRule`] says what KVM's
 //!   attribute is there: fixed for good, or following the state of the page.
-//! * A conversion is a list of [`Step`]s: set the attribute on each alias that follows, then discard the side that the
+//! * A conversion sets the attribute on each alias that follows ([`RamRange::attributes`]), then discards the side that the
 //!   page has left.
 //!
 //! | isolation | aliases of a range | attribute |
@@ -51,27 +51,6 @@ pub struct RamRange {
     pub aliases: Vec<Alias>,
     /// Whether devices may use its shared pages.
     pub devices: bool,
-}
-
-/// One primitive operation of a conversion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Set the attribute on an alias. Undone by setting the other one.
-    SetAttribute {
-        /// Guest addresses of the alias.
-        range: GpaRange,
-        /// The new attribute.
-        state: PageState,
-    },
-    /// Give back the memory of one side. Comes last, and can't be undone.
-    Discard {
-        /// The side.
-        side: PageState,
-        /// First byte in the backing.
-        offset: u64,
-        /// Size in bytes.
-        size: u64,
-    },
 }
 
 /// Why there is no layout for this much RAM.
@@ -269,15 +248,13 @@ impl RamRange {
         self.aliases.iter().any(|alias| alias.shared && alias.attribute == open)
     }
 
-    /// What a conversion of `part`, which lies in this range, to the state `to` consists of, in order. No step is an error
-    /// for a part of this range.
-    pub fn conversion(&self, part: GpaRange, to: PageState) -> impl Iterator<Item = Result<Step, RangeError>> {
-        let set = self.aliases.iter().filter(|alias| alias.attribute == AttributeRule::Follows).map(move |alias| {
-            let range = part.offset_by(alias.offset)?;
-            Ok(Step::SetAttribute { range, state: to })
-        });
-        let (side, offset, size) = (to.other(), self.backing_offset(part.start()), part.len());
-        set.chain([Ok(Step::Discard { side, offset, size })])
+    /// What a conversion of `part`, which lies in this range, sets attributes on, in order: `part` itself under each alias
+    /// that follows its state. It then discards the side that the pages have left, at [`RamRange::backing_offset`]. None is
+    /// an error for a part of this range.
+    #[inline]
+    pub fn attributes(&self, part: GpaRange) -> impl Iterator<Item = Result<GpaRange, RangeError>> {
+        let following = self.aliases.iter().filter(|alias| alias.attribute == AttributeRule::Follows);
+        following.map(move |alias| part.offset_by(alias.offset))
     }
 }
 

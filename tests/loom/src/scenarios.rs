@@ -95,6 +95,50 @@ pub fn to_private(how: &dyn Quiesce) {
     assert!(guards.plane().is_private(0));
 }
 
+/// To private without waiting, where nobody is at the page; given up where somebody may be.
+pub fn to_private_at_rest(how: &dyn Quiesce) {
+    let (guards, mut writer) = memory();
+    let page = Page::new();
+    let device = {
+        let (handle, page) = (guards.handle("device"), page.clone());
+        thread::spawn(move || {
+            touch(&handle, pages(0, 1), &page);
+            touch(&handle, pages(0, 1), &page);
+        })
+    };
+    at_rest(&mut writer, &guards, how, &page);
+    device.join().expect("the device");
+}
+
+/// The same beside a pin.
+pub fn to_private_at_rest_beside_a_pin(how: &dyn Quiesce) {
+    let (guards, mut writer) = memory();
+    let page = Page::new();
+    let device = {
+        let (guards, page) = (guards.clone(), page.clone());
+        thread::spawn(move || {
+            if let Ok(_pin) = guards.pin(&[pages(0, 1)], &"device".into()) {
+                let before = page.read();
+                assert_ne!(before, POISON, "a device saw what a discarded page holds");
+                page.write(before + 1);
+            }
+        })
+    };
+    at_rest(&mut writer, &guards, how, &page);
+    device.join().expect("the device");
+}
+
+fn at_rest(writer: &mut Writer, guards: &Guards, how: &dyn Quiesce, page: &Page) {
+    let revoked = writer.revoke(pages(0, 1)).expect("a shared page");
+    match revoked.try_quiesce(how, guards) {
+        Ok(quiesced) => {
+            page.write(POISON);
+            writer.commit(quiesced);
+        }
+        Err(revoked) => writer.restore(revoked),
+    }
+}
+
 /// To private, of pages in two words, while a device touches both and a second guard at the same time.
 pub fn to_private_two_words() {
     let (guards, mut writer) = memory();

@@ -19,6 +19,16 @@ fn to_private() {
 }
 
 #[test]
+fn to_private_at_rest() {
+    check(|| scenarios::to_private_at_rest(&WaitForGuards));
+}
+
+#[test]
+fn to_private_at_rest_beside_a_pin() {
+    check(|| scenarios::to_private_at_rest_beside_a_pin(&WaitForGuards));
+}
+
+#[test]
 fn to_private_two_words() {
     check(scenarios::to_private_two_words);
 }

@@ -36,6 +36,51 @@ impl Quiesce for DoNothing {
     }
 }
 
+/// Says that nobody is there, whoever is.
+struct SayQuiet;
+
+impl Quiesce for SayQuiet {
+    fn is_quiet(&self, _guards: &Guards, _range: PageRange) -> bool {
+        true
+    }
+
+    fn quiesce(&self, _guards: &Guards, _range: PageRange, _report: &mut Report<'_>) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+#[test]
+fn without_looking_for_guards_before_going_on_at_rest() {
+    refuted(Weakening::Nothing, &[UNORDERED, STALE], || scenarios::to_private_at_rest(&SayQuiet));
+}
+
+#[test]
+fn without_looking_for_pins_before_going_on_at_rest() {
+    refuted(Weakening::Nothing, &[UNORDERED, STALE], || scenarios::to_private_at_rest_beside_a_pin(&SayQuiet));
+}
+
+#[test]
+fn without_sequential_consistency_between_pinning_and_testing() {
+    let scenario = || scenarios::to_private_at_rest_beside_a_pin(&WaitForGuards);
+    refuted(Weakening::Publish, &[UNORDERED, STALE], scenario);
+}
+
+#[test]
+fn without_the_fence_between_revoking_and_looking_for_pins() {
+    let scenario = || scenarios::to_private_at_rest_beside_a_pin(&WaitForGuards);
+    refuted(Weakening::NoRevocationFence, &[UNORDERED, STALE], scenario);
+}
+
+#[test]
+fn without_release_when_a_pin_ends() {
+    refuted(Weakening::Clear, &[UNORDERED], || scenarios::to_private_at_rest_beside_a_pin(&WaitForGuards));
+}
+
+#[test]
+fn without_acquire_when_pins_are_looked_for() {
+    refuted(Weakening::Scan, &[UNORDERED], || scenarios::to_private_at_rest_beside_a_pin(&WaitForGuards));
+}
+
 #[test]
 fn without_sequential_consistency_between_publishing_and_testing() {
     refuted(Weakening::Publish, &[UNORDERED, STALE], || scenarios::to_private(&WaitForGuards));

@@ -25,8 +25,10 @@
 //! they were. Pieces before it stay converted, pieces behind it are not touched; on each, the map, KVM's attributes and the
 //! backings agree. docs/hot-conversion.md has the whole table.
 //!
-//! Cost: for each piece two turns at the lock (one to shared), one attribute call for each alias that follows the state,
-//! and one discard.
+//! Cost: for each piece one turn at the lock (to private two, where there are listeners, or guards or pins to wait for), one
+//! attribute call for each alias that follows the state, and one discard. What is always taken by a single page's
+//! conversion is inlined into [`GuestRam::convert`], and what is not is cold: calls were a third of the engine's own time on
+//! the nested host.
 
 mod error;
 mod flip;
@@ -46,6 +48,7 @@ use hypervisor::{GpaRange, PAGE_SIZE, PageState};
 use super::GuestRam;
 use super::guarded::PageRange;
 use super::ledger::Ledger;
+use super::statistics::Stopwatch;
 
 pub use error::{ConversionError, SetupError};
 pub use listener::ConversionListener;
@@ -98,23 +101,18 @@ impl GuestRam {
     /// The first piece that could not be converted. Pieces before it are converted, pieces behind it are not; on each of
     /// them the map, the attributes and the backings agree.
     pub fn convert(&self, request: ConversionRequest) -> Result<bool, ConversionError> {
-        let rule = self.policy.load().rule(request.kind);
-        // Nobody is refused or delayed for what changes nothing. Where all may go on, the conversion itself finds out.
-        let turn = if rule == Rule::Allow {
-            Ok(())
-        } else {
-            if request.kind == ConversionKind::Implicit {
-                // The access met KVM's attribute, which may be ahead of the map until the ledger is let go.
-                drop(self.ledger());
-            }
-            if self.is_settled(request.range, request.to) {
-                return Ok(false);
-            }
-            self.wait_for_turn(request.kind)
+        let ConversionRequest { range, to, kind, .. } = request;
+        let result = match self.turns.rule(kind) {
+            Rule::Allow => Ok(true),
+            _ => self.ask_policy(range, to, kind),
         };
-        let start = Instant::now();
-        let result = turn.and_then(|()| self.convert_range(request.range, request.to, request.kind));
-        self.count(request.kind, start, result)
+        let watch = self.counters.stopwatch(kind, range);
+        let result = match result {
+            Ok(true) => self.convert_range(range, to, kind),
+            other => other,
+        };
+        self.count(kind, watch, &result);
+        result
     }
 
     /// Whether the launch has made RAM private, where it does: what is made shared before is made private again by it.
@@ -128,27 +126,36 @@ impl GuestRam {
     /// A conversion that failed; the guest can't go on.
     pub fn make_all_private(&self) -> Result<(), ConversionError> {
         for ram in self.layout.ranges() {
-            let start = Instant::now();
+            let watch = self.counters.stopwatch(ConversionKind::Host, ram.gpa);
             let result = self.convert_range(ram.gpa, PageState::Private, ConversionKind::Host);
-            self.count(ConversionKind::Host, start, result)?;
+            self.count(ConversionKind::Host, watch, &result);
+            result?;
         }
         self.launched.store(true, Ordering::Release);
         Ok(())
     }
 
-    fn count(
-        &self,
-        kind: ConversionKind,
-        start: Instant,
-        result: Result<bool, ConversionError>,
-    ) -> Result<bool, ConversionError> {
-        match &result {
-            Ok(true) => self.counters.count_conversion(kind, start.elapsed()),
+    fn count(&self, kind: ConversionKind, watch: Option<Stopwatch>, result: &Result<bool, ConversionError>) {
+        match result {
+            Ok(true) => self.counters.count_conversion(kind, watch),
             // It comes again.
             Ok(false) | Err(ConversionError::Interrupted) => {}
             Err(_) => self.counters.count_failure(),
         }
-        result
+    }
+
+    /// Whether there is anything that the policy lets go on: nobody is refused or delayed for what changes nothing. Where
+    /// all may go on, the conversion itself finds that out.
+    #[cold]
+    fn ask_policy(&self, range: GpaRange, to: PageState, kind: ConversionKind) -> Result<bool, ConversionError> {
+        if kind == ConversionKind::Implicit {
+            // The access met KVM's attribute, which may be ahead of the map until the ledger is let go.
+            drop(self.ledger());
+        }
+        if self.is_settled(range, to) {
+            return Ok(false);
+        }
+        self.wait_for_turn(kind).map(|()| true)
     }
 
     /// Whether all of this range has this state, and no conversion is under way that may end otherwise. What is not RAM is
@@ -166,7 +173,7 @@ impl GuestRam {
         let mut turn = None;
         loop {
             let now = Instant::now();
-            let rate = match self.policy.load().rule(kind) {
+            let rate = match self.turns.rule(kind) {
                 Rule::Allow => return Ok(()),
                 Rule::Refuse => return Err(ConversionError::Refused { kind }),
                 Rule::Limit { per_second } => per_second,
@@ -186,6 +193,7 @@ impl GuestRam {
     }
 
     /// Returns whether any page changed.
+    #[inline(always)]
     fn convert_range(&self, range: GpaRange, to: PageState, kind: ConversionKind) -> Result<bool, ConversionError> {
         if to == PageState::Private && !self.layout.converts() {
             return Err(ConversionError::NotConvertible { range });
@@ -230,12 +238,14 @@ impl GuestRam {
         Ok(changed)
     }
 
+    #[inline(always)]
     fn check_backlog(&self, range: GpaRange) -> Result<(), ConversionError> {
         self.discards.check_limit().map_err(|source| ConversionError::Owed { range, source })
     }
 
     /// The first run of pages in this state among these, no longer than a piece may be: a longer one would be measured again
     /// for each of its pieces.
+    #[inline(always)]
     fn first_run(ledger: &Ledger, pages: PageRange, state: PageState) -> Option<PageRange> {
         let mut first = pages.first();
         while let Some(part) = PageRange::new(first, pages.end().min((first / PIECE_PAGES + 1) * PIECE_PAGES)) {

@@ -18,8 +18,13 @@
 //! * Memory held beyond what the guest has is at most the limit, one piece for each thread that converts, and what the
 //!   host fails to take back.
 //!
-//! Cost: a mutex and a short list, neither of which is touched to find that nothing is owed; one wake-up of the thread
-//! where a large discard meets an empty queue.
+//! Cost: a few atomic operations for a small discard, which enters no list unless it fails; for a large one a mutex and a
+//! short list, neither of which is touched to find that nothing is owed, and one wake-up of the thread where it meets an
+//! empty queue.
+
+mod at_once;
+mod owed;
+mod thread;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,21 +36,19 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use hypervisor::{Backing, PageState, Vm};
 
 use super::guarded::PageRange;
+use at_once::{AtOnce, Slot};
+use owed::{Owed, Stage};
+
+pub use thread::QUIET;
 
 /// Discards of fewer bytes are done at once: to hand them over would cost as much.
 const AT_ONCE: u64 = 256 << 10;
 
-/// How long nobody else must have converted or discarded anything before the thread works.
-pub const QUIET: Duration = Duration::from_millis(10);
-
-/// How long a discard waits for a quiet moment; also the least time between two that are done without one.
-const OVERDUE: Duration = Duration::from_secs(1);
-
-/// How long the thread waits before it tries again what failed.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-
 /// How long to wait for somebody else's discard before looking again whether to give up.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// The same where it is a small one, which takes microseconds.
+const NAP: Duration = Duration::from_micros(20);
 
 /// How often a discard that a signal interrupted is begun again at once.
 const INTERRUPTIONS: u32 = 100;
@@ -66,9 +69,18 @@ pub struct DiscardStatistics {
 #[must_use = "the pages can't be converted again until this is settled or forgiven"]
 #[derive(Debug)]
 pub struct Debt {
-    id: u64,
     pages: PageRange,
     side: PageState,
+    place: Place,
+}
+
+/// Where a debt is recorded.
+#[derive(Debug)]
+enum Place {
+    /// It is small, and its holder settles it at once.
+    AtOnce(Slot),
+    /// In the list, under this number.
+    Listed(u64),
 }
 
 /// Somebody is converting or discarding these pages, and the thread had better wait.
@@ -95,8 +107,9 @@ struct State {
     private: Option<Backing>,
     /// The most bytes that may be held back by the queue.
     limit: u64,
+    at_once: AtOnce,
     owed: Mutex<Owed>,
-    /// How many debts there are. Whoever has seen a state that was published has seen the debts of before.
+    /// How many debts the list has. Whoever has seen a state that was published has seen the debts of before.
     count: AtomicUsize,
     /// How many threads are converting or discarding something large at the moment.
     busy: AtomicUsize,
@@ -105,85 +118,6 @@ struct State {
     /// There is work for the thread.
     work: Condvar,
     failed: Box<FailureObserver>,
-}
-
-#[derive(Default)]
-struct Owed {
-    entries: Vec<Entry>,
-    next: u64,
-    /// Discards that were done or tried.
-    attempts: u64,
-    failures: u64,
-    closed: bool,
-}
-
-struct Entry {
-    id: u64,
-    pages: PageRange,
-    /// The side that the pages have left.
-    side: PageState,
-    stage: Stage,
-    /// How often it failed. Only the first time is told.
-    failures: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Its holder decides what becomes of it, or is doing it.
-    Held,
-    /// Anybody may do it, since then.
-    Queued(Instant),
-    /// Somebody does it.
-    Running,
-    /// It failed then; anybody may try again.
-    Failed(Instant),
-}
-
-impl Stage {
-    /// Since when it has waited for anybody to do it.
-    fn idle_since(self) -> Option<Instant> {
-        match self {
-            Self::Queued(since) | Self::Failed(since) => Some(since),
-            Self::Held | Self::Running => None,
-        }
-    }
-}
-
-impl Owed {
-    fn find(&mut self, id: u64) -> Option<&mut Entry> {
-        self.entries.iter_mut().find(|entry| entry.id == id)
-    }
-
-    /// Bytes that wait for the thread or for another attempt.
-    fn held_back(&self) -> u64 {
-        self.bytes(|stage| stage.idle_since().is_some())
-    }
-
-    fn bytes(&self, of: impl Fn(Stage) -> bool) -> u64 {
-        self.entries.iter().filter(|entry| of(entry.stage)).map(|entry| entry.pages.bytes()).sum()
-    }
-
-    /// Something for the thread to do.
-    fn next_work(&self) -> Option<u64> {
-        let due = |entry: &&Entry| match entry.stage {
-            Stage::Queued(_) => true,
-            Stage::Failed(since) => since.elapsed() >= RETRY_INTERVAL,
-            Stage::Held | Stage::Running => false,
-        };
-        self.entries.iter().find(due).map(|entry| entry.id)
-    }
-
-    /// What has waited for the longest, if that is too long.
-    fn overdue_work(&self) -> Option<u64> {
-        let idle = self.entries.iter().filter_map(|entry| Some((entry.stage.idle_since()?, entry.id)));
-        let (since, id) = idle.min()?;
-        (since.elapsed() >= OVERDUE).then_some(id)
-    }
-
-    /// Conversions and discards so far.
-    fn activity(&self) -> (u64, u64) {
-        (self.next, self.attempts)
-    }
 }
 
 impl Discards {
@@ -205,6 +139,7 @@ impl Discards {
             shared,
             private,
             limit,
+            at_once: AtOnce::new(),
             owed: Mutex::default(),
             count: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
@@ -224,12 +159,18 @@ impl Discards {
     /// Records that pages leave a side. Call it under the lock that publishes their state, before that is done: whoever
     /// sees the new state finds the debt.
     pub fn owe(&self, pages: PageRange, side: PageState) -> Debt {
-        let mut owed = self.state.owed.lock();
-        let id = owed.next;
-        owed.next += 1;
-        owed.entries.push(Entry { id, pages, side, stage: Stage::Held, failures: 0 });
-        self.state.recount(&owed);
-        Debt { id, pages, side }
+        let id = self.state.list(pages, side, Stage::Held);
+        Debt { pages, side, place: Place::Listed(id) }
+    }
+
+    /// The same by a conversion that is never undone, and that settles it as soon as it has let go of the lock.
+    #[inline(always)]
+    pub fn owe_for_good(&self, pages: PageRange, side: PageState) -> Debt {
+        let slot = if pages.bytes() < AT_ONCE { self.state.at_once.begin(pages) } else { None };
+        match slot {
+            Some(slot) => Debt { pages, side, place: Place::AtOnce(slot) },
+            None => self.owe(pages, side),
+        }
     }
 
     /// Says that these pages are being converted, as far as that keeps the kernel busy.
@@ -243,11 +184,13 @@ impl Discards {
     }
 
     /// Gives the pages' memory back, now or soon.
+    #[inline(always)]
     pub fn settle(&self, debt: Debt) {
         let bytes = debt.pages.bytes();
-        if bytes < AT_ONCE || self.thread.is_none() {
-            return self.settle_now(debt);
-        }
+        let id = match debt.place {
+            Place::Listed(id) if bytes >= AT_ONCE && self.thread.is_some() => id,
+            _ => return self.settle_now(debt),
+        };
         let state = &self.state;
         let mut owed = state.owed.lock();
         let held_back = owed.held_back();
@@ -255,7 +198,7 @@ impl Discards {
             drop(owed);
             return self.settle_now(debt);
         }
-        if let Some(entry) = owed.find(debt.id) {
+        if let Some(entry) = owed.find(id) {
             entry.stage = Stage::Queued(Instant::now());
         }
         state.settled.notify_all();
@@ -265,27 +208,41 @@ impl Discards {
     }
 
     /// Gives the pages' memory back now, however much it is: before anybody can use that side again.
+    #[inline(always)]
     pub fn settle_now(&self, debt: Debt) {
-        let busy = self.busy(debt.pages);
-        let result = self.state.discard(debt.pages, debt.side);
+        let Debt { pages, side, place } = debt;
+        let busy = self.busy(pages);
+        let result = self.state.discard(pages, side);
         drop(busy);
-        // A failure stays recorded, and is reported there.
-        drop(self.state.finish(debt.id, result));
+        match place {
+            // A failure stays recorded, and is reported there.
+            Place::Listed(id) => drop(self.state.finish(id, result)),
+            Place::AtOnce(slot) => {
+                if result.is_err() {
+                    let id = self.state.list(pages, side, Stage::Running);
+                    drop(self.state.finish(id, result));
+                }
+                self.state.at_once.end(slot);
+            }
+        }
     }
 
     /// The conversion is undone: the pages are where they were.
     pub fn forgive(&self, debt: Debt) {
-        self.state.remove(&mut self.state.owed.lock(), debt.id);
+        match debt.place {
+            Place::Listed(id) => self.state.remove(&mut self.state.owed.lock(), id),
+            Place::AtOnce(slot) => self.state.at_once.end(slot),
+        }
     }
 
-    /// Whether nothing at all is owed, as far as this thread can know.
+    /// Whether the list is empty, as far as this thread can know.
     fn is_free(&self) -> bool {
         self.state.count.load(Ordering::Acquire) == 0
     }
 
     /// Whether it is not decided yet what becomes of a debt for some of these pages: the conversion may be undone.
     pub fn is_undecided(&self, pages: PageRange) -> bool {
-        !self.is_free() && self.state.owed.lock().entries.iter().any(|entry| is_undecided(entry, pages))
+        !self.is_free() && self.state.owed.lock().entries.iter().any(|entry| entry.is_undecided(pages))
     }
 
     /// Waits until that is decided. Returns whether it had to. `give_up` is asked now and then.
@@ -295,7 +252,7 @@ impl Discards {
             return waited;
         }
         let mut owed = self.state.owed.lock();
-        while !give_up() && owed.entries.iter().any(|entry| is_undecided(entry, pages)) {
+        while !give_up() && owed.entries.iter().any(|entry| entry.is_undecided(pages)) {
             waited = true;
             self.state.settled.wait_for(&mut owed, PATIENCE);
         }
@@ -303,8 +260,10 @@ impl Discards {
     }
 
     /// Whether anything is owed for these pages.
+    #[inline(always)]
     pub fn is_owed(&self, pages: PageRange) -> bool {
-        !self.is_free() && self.state.owed.lock().entries.iter().any(|entry| entry.pages.overlaps(pages))
+        self.state.at_once.overlaps(pages)
+            || !self.is_free() && self.state.owed.lock().entries.iter().any(|entry| entry.pages.overlaps(pages))
     }
 
     /// Owes the shared side of those of these pages for which no discard is ahead, and adds to `busy` those for which one is
@@ -316,6 +275,7 @@ impl Discards {
                 let ahead = entry.side == PageState::Shared && entry.stage.idle_since().is_some();
                 Some((entry.pages.intersection(pages)?, ahead))
             });
+            let known = known.chain(self.state.at_once.pages().filter_map(|at| Some((at.intersection(pages)?, false))));
             known.collect()
         };
         busy.extend(parts.iter().filter(|(_, ahead)| !ahead).map(|(part, _)| *part));
@@ -335,6 +295,10 @@ impl Discards {
     /// # Errors
     /// A discard that fails; it stays owed.
     pub fn settle_all_in(&self, pages: PageRange, give_up: impl Fn() -> bool) -> Result<(), hypervisor::Error> {
+        // One that fails is in the list before it is none of these any more.
+        while self.state.at_once.overlaps(pages) && !give_up() {
+            std::thread::sleep(NAP);
+        }
         let mut owed = self.state.owed.lock();
         loop {
             let mut overlapping = owed.entries.iter().filter(|entry| entry.pages.overlaps(pages)).peekable();
@@ -354,6 +318,7 @@ impl Discards {
     ///
     /// # Errors
     /// A discard that fails again, with the limit exceeded still.
+    #[inline(always)]
     pub fn check_limit(&self) -> Result<(), hypervisor::Error> {
         if self.is_free() {
             return Ok(());
@@ -370,16 +335,20 @@ impl Discards {
     /// Figures.
     pub fn statistics(&self) -> DiscardStatistics {
         let owed = self.state.owed.lock();
-        DiscardStatistics { owed_bytes: owed.bytes(|_| true), failures: owed.failures }
+        let at_once: u64 = self.state.at_once.pages().map(PageRange::bytes).sum();
+        DiscardStatistics { owed_bytes: owed.bytes(|_| true) + at_once, failures: owed.failures }
     }
 }
 
-/// Whether the conversion that owes this, and that is of some of these pages, may be undone.
-fn is_undecided(entry: &Entry, pages: PageRange) -> bool {
-    entry.stage == Stage::Held && entry.pages.overlaps(pages)
-}
-
 impl State {
+    /// Enters a debt in the list.
+    fn list(&self, pages: PageRange, side: PageState, stage: Stage) -> u64 {
+        let mut owed = self.owed.lock();
+        let id = owed.push(pages, side, stage);
+        self.recount(&owed);
+        id
+    }
+
     fn recount(&self, owed: &Owed) {
         self.count.store(owed.entries.len(), Ordering::Release);
     }
@@ -426,6 +395,7 @@ impl State {
         Err(error)
     }
 
+    #[inline(always)]
     fn discard(&self, pages: PageRange, side: PageState) -> hypervisor::Result<()> {
         let backing = match side {
             PageState::Shared => Some(&self.shared),
@@ -438,39 +408,6 @@ impl State {
                 Err(error) if error.errno() == Some(libc::EINTR) && attempts < INTERRUPTIONS => attempts += 1,
                 result => return result,
             }
-        }
-    }
-
-    /// The thread's life.
-    fn work(&self) {
-        let mut owed = self.owed.lock();
-        // Nothing is owed at the very start, however late this thread comes.
-        let mut seen = (0, 0);
-        // When something was last done without a quiet moment.
-        let mut forced: Option<Instant> = None;
-        while !owed.closed {
-            let Some(mut id) = owed.next_work() else {
-                match owed.held_back() {
-                    0 => self.work.wait(&mut owed),
-                    _ => drop(self.work.wait_for(&mut owed, RETRY_INTERVAL)),
-                }
-                continue;
-            };
-            let now = owed.activity();
-            if now != seen || self.busy.load(Ordering::Relaxed) != 0 {
-                seen = now;
-                let overdue = owed.overdue_work().filter(|_| forced.is_none_or(|last| last.elapsed() >= OVERDUE));
-                let Some(overdue) = overdue else {
-                    self.work.wait_for(&mut owed, QUIET);
-                    continue;
-                };
-                forced = Some(Instant::now());
-                id = overdue;
-            }
-            // What failed is recorded and reported there.
-            owed = self.run(owed, id).unwrap_or_else(|_| self.owed.lock());
-            // Its own doing is nobody else's.
-            seen.1 += 1;
         }
     }
 }

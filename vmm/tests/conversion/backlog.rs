@@ -213,6 +213,33 @@ fn pages_that_are_owed_are_settled_before_they_are_used_again() {
 }
 
 #[test]
+fn a_small_discard_is_waited_for_by_who_needs_its_pages_and_by_nobody_else() {
+    let (vm, ram) = guest(64 * MIB, RamOptions::default());
+    let _opening = Opening(&vm);
+    std::thread::scope(|scope| {
+        // A vCPU that stands still at the gate.
+        let slow = std::thread::Builder::new().name("discard".into());
+        let slow = slow.spawn_scoped(scope, || ram.convert(host(pages(0, 1), Private))).unwrap();
+        while !vm.arrived.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        assert_eq!(ram.statistics().discard_backlog_bytes, PAGE_SIZE);
+        assert_eq!(ram.statistics().private_bytes, PAGE_SIZE, "it is private already");
+        assert!(!ram.convert(host(pages(0, 1), Private)).unwrap(), "and nothing to be done about it");
+        ram.convert(host(pages(MIB, 1), Private)).unwrap();
+        ram.convert(host(pages(MIB, 1), Shared)).unwrap();
+
+        let back = scope.spawn(|| ram.convert(host(pages(0, 1), Shared)));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!back.is_finished());
+        vm.open();
+        assert!(slow.join().unwrap().unwrap());
+        assert!(back.join().unwrap().unwrap());
+    });
+    assert_eq!(ram.statistics().discard_backlog_bytes, 0);
+}
+
+#[test]
 fn memory_that_the_host_never_takes_back_is_bounded() {
     let options = RamOptions { discard_backlog: Some(MIB), ..RamOptions::default() };
     let world = World::with(Kind::SevSnp, 16 * MIB, options);

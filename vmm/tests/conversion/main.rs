@@ -13,5 +13,6 @@ mod policy;
 mod properties;
 mod reference;
 mod sequence;
+mod statistics;
 mod waiting;
 mod world;

@@ -100,9 +100,7 @@ fn a_limit_delays_and_does_not_refuse() {
     }
     // The first goes at once, the other four each 50 ms later.
     assert!(start.elapsed() >= Duration::from_millis(200), "{:?}", start.elapsed());
-    let statistics = world.ram.statistics();
-    assert_eq!(statistics.conversions_explicit, 5);
-    assert_eq!(statistics.conversion_latency.counts.iter().sum::<u64>(), 5);
+    assert_eq!(world.ram.statistics().conversions_explicit, 5);
 }
 
 #[test]

@@ -60,17 +60,12 @@ fn the_private_alias_never_has_the_shared_backing_behind_it() {
 }
 
 #[test]
-fn a_conversion_sets_the_attribute_first_and_discards_last() {
+fn a_conversion_sets_the_attribute_of_the_shared_alias() {
     let layout = software(512 * MIB);
     let part = GpaRange::new(MIB, 2 * PAGE_SIZE).unwrap();
     let (ram, part) = layout.split(part).next().unwrap();
-    assert_eq!(
-        ram.conversion(part, PageState::Private).collect::<Result<Vec<_>, _>>().unwrap(),
-        [
-            Step::SetAttribute { range: part, state: PageState::Private },
-            Step::Discard { side: PageState::Shared, offset: MIB, size: 2 * PAGE_SIZE },
-        ]
-    );
+    assert_eq!(ram.attributes(part).collect::<Vec<_>>(), [Ok(part)]);
+    assert_eq!(ram.backing_offset(part.start()), MIB);
 }
 
 #[test]
@@ -116,19 +111,12 @@ fn one_alias_has_both_backings_at_rams_own_addresses_and_follows_the_state() {
 }
 
 #[test]
-fn a_conversion_of_one_alias_sets_one_attribute_and_discards_the_side_left() {
+fn a_conversion_of_one_alias_sets_one_attribute() {
     let layout = MemoryLayout::one_alias(4 * GIB, 48).unwrap();
     let part = GpaRange::new(HIGH_RAM_START + MIB, MIB).unwrap();
     let (ram, part) = layout.split(part).next().unwrap();
-    for (to, side) in [(PageState::Private, PageState::Shared), (PageState::Shared, PageState::Private)] {
-        assert_eq!(
-            ram.conversion(part, to).collect::<Result<Vec<_>, _>>().unwrap(),
-            [
-                Step::SetAttribute { range: part, state: to },
-                Step::Discard { side, offset: LOW_RAM_LIMIT + MIB, size: MIB },
-            ]
-        );
-    }
+    assert_eq!(ram.attributes(part).collect::<Vec<_>>(), [Ok(part)]);
+    assert_eq!(ram.backing_offset(part.start()), LOW_RAM_LIMIT + MIB);
 }
 
 #[test]

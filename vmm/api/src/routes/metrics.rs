@@ -74,7 +74,11 @@ impl Text {
         self.gauge("discard_backlog_bytes", backlog, "", &[("", m.discard_backlog_bytes)]);
         let discards = "Times that the host did not take memory back.";
         self.counter("discards_failed_total", discards, "", &[("", m.discards_failed)]);
-        self.latency("conversion_seconds", "How long conversions took that changed something.", &m.conversion_latency);
+        self.latency(
+            "conversion_seconds",
+            "How long conversions took that changed something; of small ones a sample.",
+            &m.conversion_latency,
+        );
     }
 
     /// A histogram, whose buckets hold those before them, too.

@@ -67,7 +67,7 @@ pub struct MemoryStats {
     pub discard_backlog_bytes: u64,
     /// How often the host failed to take memory back.
     pub discards_failed: u64,
-    /// How long conversions took that changed something.
+    /// How long conversions took that changed something; of small ones a sample that stands for all.
     pub conversion_latency: Latency,
 }
 

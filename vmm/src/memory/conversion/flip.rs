@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use arch::x86_64::memory_layout::Step;
 use hypervisor::{AttributeError, Error, GpaRange, PageState, RangeError};
 
 use super::{ConversionError, Piece};
@@ -17,33 +16,48 @@ const PINNED_NAP: Duration = Duration::from_millis(1);
 
 impl GuestRam {
     /// Sets the attribute on each alias of the piece that follows its state. On an error they are as they were.
+    #[inline(always)]
     pub(super) fn flip(&self, ledger: &mut Ledger, piece: &Piece<'_>, to: PageState) -> Result<(), ConversionError> {
         let _busy = self.discards.busy(piece.pages);
-        for (index, step) in piece.ram.conversion(piece.gpa, to).enumerate() {
-            let Step::SetAttribute { range, state } = step.map_err(|source| piece.failed(to, source.into()))? else {
-                continue;
-            };
-            let Err(Incomplete { source, partly }) = self.set_attribute(range, state) else { continue };
-            let before = piece.ram.conversion(piece.gpa, to).take(index).filter_map(|step| match step {
-                Ok(Step::SetAttribute { range, .. }) => Some(range),
-                _ => None,
-            });
-            let done: Vec<GpaRange> = before.chain(partly).collect();
-            for range in done.into_iter().rev() {
-                self.set_attribute(range, to.other()).map_err(|Incomplete { source, .. }| {
-                    ledger.inconsistent = true;
-                    ConversionError::Inconsistent { range: piece.gpa, source }
-                })?;
+        for (done, range) in piece.ram.attributes(piece.gpa).enumerate() {
+            let range = range.map_err(|source| piece.failed(to, source.into()))?;
+            if let Err(source) = self.vm.set_attribute(range, to)
+                && let Err(incomplete) = self.set_rest(range, to, source)
+            {
+                return Err(self.unflip(ledger, piece, to, done, incomplete));
             }
-            return Err(piece.failed(to, source));
         }
         Ok(())
     }
 
-    fn set_attribute(&self, range: GpaRange, state: PageState) -> Result<(), Incomplete> {
-        let (mut rest, mut attempts) = (range, 1);
+    /// Undoes what was done of a flip that failed behind so many aliases, and tells what is to be told of it.
+    #[cold]
+    fn unflip(
+        &self,
+        ledger: &mut Ledger,
+        piece: &Piece<'_>,
+        to: PageState,
+        done: usize,
+        Incomplete { source, partly }: Incomplete,
+    ) -> ConversionError {
+        let whole = piece.ram.attributes(piece.gpa).take(done).filter_map(Result::ok);
+        let done: Vec<GpaRange> = whole.chain(partly).collect();
+        let back = to.other();
+        for range in done.into_iter().rev() {
+            let undone = self.vm.set_attribute(range, back).or_else(|source| self.set_rest(range, back, source));
+            if let Err(Incomplete { source, .. }) = undone {
+                ledger.inconsistent = true;
+                return ConversionError::Inconsistent { range: piece.gpa, source };
+            }
+        }
+        piece.failed(to, source)
+    }
+
+    /// Sets an attribute after the first attempt ended with an error, if that is worth it.
+    #[cold]
+    fn set_rest(&self, range: GpaRange, state: PageState, error: Error) -> Result<(), Incomplete> {
+        let (mut rest, mut attempts, mut source) = (range, 1, error);
         loop {
-            let Err(source) = self.vm.set_attribute(rest, state) else { return Ok(()) };
             let interrupted = source.errno() == Some(libc::EINTR);
             let mut again = interrupted;
             if let Error::Attribute { source: AttributeError::Again { done }, .. } = &source {
@@ -62,6 +76,10 @@ impl GuestRam {
             attempts += 1;
             if !interrupted {
                 std::thread::sleep(PINNED_NAP);
+            }
+            match self.vm.set_attribute(rest, state) {
+                Ok(()) => return Ok(()),
+                Err(error) => source = error,
             }
         }
     }

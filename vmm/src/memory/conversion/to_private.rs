@@ -43,22 +43,32 @@ fn unmap(quiesced: Quiesced, piece: &Piece<'_>, listeners: &[Arc<dyn ConversionL
 
 impl GuestRam {
     /// Converts the first piece of shared pages among these. `None` if there is none.
+    #[inline(always)]
     pub(super) fn next_to_private<'l>(
         &'l self,
         ledger: MutexGuard<'l, Ledger>,
         ram: &RamRange,
         pages: PageRange,
     ) -> Result<Option<PageRange>, ConversionError> {
-        let Some((piece, revoked, listeners)) = self.revoke_next(ledger, ram, pages)? else { return Ok(None) };
-        let quiesced = self.quiesce_piece(&piece, revoked, Patience::UntilPause)?;
-        let unmapped = unmap(quiesced, &piece, &listeners);
-        let mut ledger = self.ledger();
+        let Some((piece, revoked, ledger)) = self.revoke_next(ledger, ram, pages)? else { return Ok(None) };
+        let (unmapped, mut ledger) = match self.at_rest(&ledger, revoked) {
+            Ok(unmapped) => (unmapped, ledger),
+            Err(revoked) => {
+                // The listeners of this moment: one that is added later never gets pages that are on their way to private.
+                let listeners = ledger.listeners.clone();
+                drop(ledger);
+                let quiesced = self.quiesce_piece(&piece, revoked, Patience::UntilPause)?;
+                (unmap(quiesced, &piece, &listeners), self.ledger())
+            }
+        };
         let result = match self.flip_unmapped(&mut ledger, &piece, unmapped) {
             Ok(flipped) => Ok(self.publish_private(&mut ledger, &piece, flipped)),
-            // The machine stops, and until then nobody gets at the pages.
-            Err((_, error)) if error.is_fatal() => Err(error),
-            Err((unmapped, error)) => {
-                give_back(&mut ledger, &piece, unmapped);
+            Err(failed) => {
+                let (unmapped, error) = *failed;
+                // If the machine stops, nobody gets at the pages until then.
+                if !error.is_fatal() {
+                    give_back(&mut ledger, &piece, unmapped);
+                }
                 Err(error)
             }
         };
@@ -74,15 +84,23 @@ impl GuestRam {
         Ok(Some(piece.pages))
     }
 
-    /// Revokes the first piece of shared pages among these. Returns the listeners of that moment: one that is added later
-    /// never gets pages that are on their way to private.
-    #[expect(clippy::type_complexity, reason = "the three belong to one moment, and nobody else needs them")]
+    /// Where nobody is at the pages and nobody maps them, there is nothing to let go of the ledger for.
+    #[inline(always)]
+    fn at_rest(&self, ledger: &Ledger, revoked: Revoked) -> Result<Unmapped, Revoked> {
+        if !ledger.listeners.is_empty() {
+            return Err(revoked);
+        }
+        revoked.try_quiesce(&*self.quiesce, self.devices.guards()).map(Unmapped)
+    }
+
+    /// Revokes the first piece of shared pages among these.
+    #[inline(always)]
     fn revoke_next<'a, 'l>(
         &'l self,
         mut ledger: MutexGuard<'l, Ledger>,
         ram: &'a RamRange,
         pages: PageRange,
-    ) -> Result<Option<(Piece<'a>, Revoked, Arc<[Arc<dyn ConversionListener>]>)>, ConversionError> {
+    ) -> Result<Option<(Piece<'a>, Revoked, MutexGuard<'l, Ledger>)>, ConversionError> {
         loop {
             let Some(run) = Self::first_run(&ledger, pages, Shared) else { return Ok(None) };
             let failed = |source| ConversionError::Failed { range: ram.gpa, to: Private, source };
@@ -95,7 +113,7 @@ impl GuestRam {
                 continue;
             }
             match ledger.writer.revoke(piece.pages) {
-                Ok(revoked) => return Ok(Some((piece, revoked, ledger.listeners.clone()))),
+                Ok(revoked) => return Ok(Some((piece, revoked, ledger))),
                 Err(ChangeError::InFlight { .. } | ChangeError::Full { .. }) => {
                     self.check_waiting()?;
                     ledger = self.wait_for_others(ledger)?
@@ -146,23 +164,25 @@ impl GuestRam {
         (self.observer)(&MemoryEvent::Waiting { range: piece.gpa, waited: *waited, owner });
     }
 
+    #[inline(always)]
     fn flip_unmapped(
         &self,
         ledger: &mut Ledger,
         piece: &Piece<'_>,
         unmapped: Unmapped,
-    ) -> Result<Flipped, (Unmapped, ConversionError)> {
+    ) -> Result<Flipped, Box<(Unmapped, ConversionError)>> {
         match self.flip(ledger, piece, Private) {
             Ok(()) => Ok(Flipped(unmapped)),
-            Err(error) => Err((unmapped, error)),
+            Err(error) => Err(Box::new((unmapped, error))),
         }
     }
 
     /// From here on the pages are private. What they leave is owed from the same moment on.
+    #[inline(always)]
     fn publish_private(&self, ledger: &mut Ledger, piece: &Piece<'_>, flipped: Flipped) -> Debt {
         let Flipped(Unmapped(quiesced)) = flipped;
         ledger.writer.commit(quiesced);
-        self.discards.owe(self.whole_huge_pages(ledger, piece), Shared)
+        self.discards.owe_for_good(self.whole_huge_pages(ledger, piece), Shared)
     }
 
     /// These pages, with the rest of the huge pages that they are part of where all of that is private, too: a huge page goes
@@ -221,9 +241,12 @@ impl GuestRam {
                 self.discards.forgive(debt);
                 self.publish_private(&mut ledger, piece, flipped)
             }
-            // The debt stays as it is: nobody gets at the pages, and nothing of them is given away.
-            Err((_, error)) if error.is_fatal() => return Err(error),
-            Err((Unmapped(quiesced), error)) => {
+            Err(failed) => {
+                let (Unmapped(quiesced), error) = *failed;
+                if error.is_fatal() {
+                    // The debt stays as it is: nobody gets at the pages, and nothing of them is given away.
+                    return Err(error);
+                }
                 self.stays_shared(piece, &error);
                 ledger.writer.restore(quiesced);
                 debt

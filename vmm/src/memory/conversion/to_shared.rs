@@ -17,8 +17,8 @@ use crate::memory::ledger::Ledger;
 struct Published {
     /// What the pages left. While it is owed, nobody converts them back.
     debt: Debt,
-    /// Who is to map them.
-    listeners: Arc<[Arc<dyn ConversionListener>]>,
+    /// Who is to map them, if anybody is.
+    listeners: Option<Arc<[Arc<dyn ConversionListener>]>>,
 }
 
 impl GuestRam {
@@ -53,19 +53,24 @@ impl GuestRam {
                 continue;
             }
             self.flip(&mut ledger, &piece, Shared)?;
-            let debt = self.discards.owe(piece.pages, Private);
+            let listeners = (!ledger.listeners.is_empty()).then(|| ledger.listeners.clone());
+            let debt = match listeners {
+                // Where nobody is asked, nobody refuses.
+                None => self.discards.owe_for_good(piece.pages, Private),
+                Some(_) => self.discards.owe(piece.pages, Private),
+            };
             if let Err(source) = ledger.writer.share(piece.pages) {
                 self.discards.forgive(debt);
                 self.flip(&mut ledger, &piece, Private)?;
                 return Err(ConversionError::Map { range: piece.gpa, source });
             }
-            return Ok(Some((piece, Published { debt, listeners: ledger.listeners.clone() })));
+            return Ok(Some((piece, Published { debt, listeners })));
         }
     }
 
     /// Lets each listener map the pages, or takes them back from all.
     fn map(&self, piece: &Piece<'_>, published: Published) -> Result<Debt, ConversionError> {
-        let Published { debt, listeners } = published;
+        let Published { debt, listeners: Some(listeners) } = published else { return Ok(published.debt) };
         for listener in listeners.iter().filter(|_| piece.ram.devices) {
             if let Err(source) = listener.map(piece.gpa) {
                 // Unmapping what is not mapped does nothing, so all of them are told.

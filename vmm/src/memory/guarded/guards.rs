@@ -4,7 +4,7 @@
 //! only when it converts. The lines and the pins belong to the map, so however many [`Guards`] are made of one map, they
 //! are the same ones.
 //!
-//! Cost: a conversion reads one line for each handle, and looks once into the list of pins.
+//! Cost: a conversion reads one line for each handle, and looks once into the list of pins if there is any.
 
 use std::fmt;
 
@@ -25,6 +25,12 @@ impl Line {
     /// The pages that a slot names.
     pub(super) fn pages(&self, slot: usize) -> Option<PageRange> {
         PageRange::from_word(self.slots[slot].load(order::scan()))
+    }
+
+    /// What all slots name, read at once: the line is likely to be taken back by its owner between two looks.
+    fn all_pages(&self) -> impl Iterator<Item = Option<PageRange>> {
+        let words: [u64; SLOTS] = std::array::from_fn(|slot| self.slots[slot].load(order::scan()));
+        words.into_iter().map(PageRange::from_word)
     }
 }
 
@@ -60,15 +66,20 @@ impl Registry {
     pub(super) fn overlapping(&self, range: PageRange) -> Vec<(Arc<Line>, usize, Arc<str>)> {
         let mut found = Vec::new();
         for Registered { line, owner } in self.lines.read().unwrap_or_else(|e| e.into_inner()).iter() {
-            // All at once: the line is likely to be taken back by its owner between two looks.
-            let words: [u64; SLOTS] = std::array::from_fn(|slot| line.slots[slot].load(order::scan()));
-            for (slot, pages) in words.into_iter().map(PageRange::from_word).enumerate() {
+            for (slot, pages) in line.all_pages().enumerate() {
                 if pages.is_some_and(|pages| pages.overlaps(range)) {
                     found.push((line.clone(), slot, owner.clone()));
                 }
             }
         }
         found
+    }
+
+    /// Whether no guard names a page of this range now, and nothing at all is pinned.
+    pub(super) fn is_quiet(&self, range: PageRange) -> bool {
+        let lines = self.lines.read().unwrap_or_else(|e| e.into_inner());
+        let guarded = |pages: Option<PageRange>| pages.is_some_and(|pages| pages.overlaps(range));
+        self.pins.is_empty() && !lines.iter().any(|registered| registered.line.all_pages().any(guarded))
     }
 }
 

@@ -52,9 +52,15 @@ impl InFlight {
         slots.iter().filter_map(|slot| PageRange::from_word(slot.load(order::read())))
     }
 
-    /// The pages of the conversion in a slot.
-    pub(super) fn range(&self, slot: usize) -> Option<PageRange> {
-        PageRange::from_word(self.slots[slot].load(order::read()))
+    /// How many conversions there are, and how many pages they have.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        loop {
+            let version = self.version();
+            let (count, pages) = self.ranges(version).fold((0, 0), |(n, pages), range| (n + 1, pages + range.count()));
+            if self.version() == version {
+                return (count, pages);
+            }
+        }
     }
 
     /// Records a conversion and returns its slot; `None` if all are taken. For the one writer.

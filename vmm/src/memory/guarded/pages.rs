@@ -92,13 +92,13 @@ impl PageRange {
 
     /// The range in one word, which is never zero.
     #[inline]
-    pub(super) const fn to_word(self) -> u64 {
+    pub(crate) const fn to_word(self) -> u64 {
         (self.end as u64) << 32 | self.first as u64
     }
 
     /// The range that [`PageRange::to_word`] made this word of; `None` for zero.
     #[inline]
-    pub(super) const fn from_word(word: u64) -> Option<Self> {
+    pub(crate) const fn from_word(word: u64) -> Option<Self> {
         Self::new(word & u32::MAX as u64, word >> 32)
     }
 }

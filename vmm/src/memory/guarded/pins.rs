@@ -5,19 +5,29 @@
 //! overlap its own pages, class by class. A conversion that waits for a pin sleeps, and is woken when one ends that was
 //! in its way.
 //!
+//! How many there are is known without the mutex, so that a conversion which meets no pin at all takes no lock for them.
+//! Whoever pins says so before it tests the refused bits, and a conversion looks after it has set them, as with guards.
+//!
 //! Cost: some 100 ns for each range, whatever its size, which is little beside what pins are for (asynchronous I/O).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::pages::PageRange;
-use super::sync::{Arc, Condvar, Mutex, MutexGuard, wait_for};
+use super::sync::{Arc, AtomicU64, Condvar, Mutex, MutexGuard, order, wait_for};
 
 /// All pins on one map.
-#[derive(Default)]
 pub(super) struct Pins {
     list: Mutex<List>,
+    /// Ranges in the list.
+    count: AtomicU64,
     ended: Condvar,
+}
+
+impl Default for Pins {
+    fn default() -> Self {
+        Self { list: Mutex::default(), count: AtomicU64::new(0), ended: Condvar::new() }
+    }
 }
 
 /// Class, first page and serial number of a range.
@@ -46,7 +56,9 @@ impl Pins {
             list.ranges.insert(key, (range.end(), owner.clone()));
             key
         });
-        Pinned(keys.collect())
+        let keys = keys.collect();
+        self.count.swap(list.ranges.len() as u64, order::publish());
+        Pinned(keys)
     }
 
     /// Takes ranges out, and wakes who waits for them.
@@ -58,9 +70,16 @@ impl Pins {
                 in_the_way |= list.waiting.iter().any(|waiting| waiting.first() < end && key.1 < waiting.end());
             }
         }
+        self.count.store(list.ranges.len() as u64, order::clear());
         if in_the_way {
             self.ended.notify_all();
         }
+    }
+
+    /// Whether nothing at all is pinned.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.count.load(order::scan()) == 0
     }
 
     /// Who pins a page of this range, if anybody does.

@@ -34,6 +34,12 @@ pub type Report<'a> = dyn FnMut(&Waiting) -> ControlFlow<()> + 'a;
 /// The rule that an implementation keeps: when it returns [`ControlFlow::Continue`], no guard or pin that began before
 /// the call names a page of `range`, and all that was done under such guards happened before the return.
 pub trait Quiesce: Send + Sync {
+    /// Whether there is nothing to wait for: the same rule holds for `true`. Asked before each wait, with locks held, so it
+    /// must not wait itself; `false` is never wrong.
+    fn is_quiet(&self, _guards: &Guards, _range: PageRange) -> bool {
+        false
+    }
+
     /// Waits for all guards and pins on pages of `range`, which are revoked.
     fn quiesce(&self, guards: &Guards, range: PageRange, report: &mut Report<'_>) -> ControlFlow<()>;
 }
@@ -43,6 +49,10 @@ pub trait Quiesce: Send + Sync {
 pub struct WaitForGuards;
 
 impl Quiesce for WaitForGuards {
+    fn is_quiet(&self, guards: &Guards, range: PageRange) -> bool {
+        guards.plane().registry.is_quiet(range)
+    }
+
     fn quiesce(&self, guards: &Guards, range: PageRange, report: &mut Report<'_>) -> ControlFlow<()> {
         let registry = &guards.plane().registry;
         let mut wait = None;
@@ -78,6 +88,18 @@ fn tell(
 }
 
 impl Revoked {
+    /// Finds out, without waiting, whether no guard is on these pages.
+    ///
+    /// # Errors
+    /// The pages as they are, revoked, if there may be something to wait for.
+    ///
+    /// # Panics
+    /// If these are guards on another map.
+    pub fn try_quiesce(self, how: &dyn Quiesce, guards: &Guards) -> Result<Quiesced, Revoked> {
+        assert!(guards.plane().id == self.map(), "the guards are on another map");
+        if how.is_quiet(guards, self.range()) { Ok(self.into_quiesced()) } else { Err(self) }
+    }
+
     /// Waits for the guards on these pages. The writer is not needed meanwhile.
     ///
     /// # Errors
@@ -86,7 +108,7 @@ impl Revoked {
     /// # Panics
     /// If these are guards on another map.
     pub fn quiesce(self, how: &dyn Quiesce, guards: &Guards, report: &mut Report<'_>) -> Result<Quiesced, Revoked> {
-        assert!(Arc::ptr_eq(guards.plane(), self.plane()), "the guards are on another map");
+        assert!(guards.plane().id == self.map(), "the guards are on another map");
         match how.quiesce(guards, self.range(), report) {
             ControlFlow::Continue(()) => Ok(self.into_quiesced()),
             ControlFlow::Break(()) => Err(self),

@@ -69,22 +69,27 @@ pub struct PlaneStatistics {
     pub conversions_in_flight: u64,
 }
 
-/// Counters, away from the words that devices read.
-#[repr(align(128))]
-pub(super) struct Counters {
-    pub(super) private: AtomicU64,
-    pub(super) converting: AtomicU64,
-    pub(super) in_flight: AtomicU64,
+/// Tells one map from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct MapId(u64);
+
+impl MapId {
+    fn new() -> Self {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+    }
 }
 
 /// The state of every page.
 pub struct StatePlane {
+    pub(super) id: MapId,
     /// A set bit is a page that is refused to devices. Bits behind the last page are set.
     pub(super) refused: Arc<[AtomicU64]>,
     pages: u64,
     pub(super) in_flight: InFlight,
     pub(super) capacity: usize,
-    pub(super) counters: Counters,
+    /// How many pages are private.
+    pub(super) private: AtomicU64,
     pub(super) sub_state_runs: AtomicUsize,
     pub(super) sub_states: RwLock<SubStates>,
     /// Who may be touching pages.
@@ -119,15 +124,12 @@ impl StatePlane {
             last.store(u64::MAX << (pages % WORD), order::record());
         }
         let plane = Arc::new(Self {
+            id: MapId::new(),
             refused,
             pages,
             in_flight: InFlight::new(in_flight),
             capacity: in_flight,
-            counters: Counters {
-                private: AtomicU64::new(0),
-                converting: AtomicU64::new(0),
-                in_flight: AtomicU64::new(0),
-            },
+            private: AtomicU64::new(0),
             sub_state_runs: AtomicUsize::new(0),
             sub_states: RwLock::new(SubStates::default()),
             registry: Registry::default(),
@@ -213,11 +215,12 @@ impl StatePlane {
 
     /// How much of RAM is in which state. Costs the same for any map.
     pub fn statistics(&self) -> PlaneStatistics {
+        let (count, converting) = self.in_flight.totals();
         PlaneStatistics {
             total_bytes: self.pages * PAGE_SIZE,
-            private_bytes: self.counters.private.load(order::read()) * PAGE_SIZE,
-            converting_bytes: self.counters.converting.load(order::read()) * PAGE_SIZE,
-            conversions_in_flight: self.counters.in_flight.load(order::read()),
+            private_bytes: self.private.load(order::read()) * PAGE_SIZE,
+            converting_bytes: converting * PAGE_SIZE,
+            conversions_in_flight: count,
         }
     }
 

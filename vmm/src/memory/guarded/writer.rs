@@ -4,7 +4,7 @@ use hypervisor::PageState;
 
 use super::pages::PageRange;
 use super::runs::Run;
-use super::state_plane::{StatePlane, WORD, mask};
+use super::state_plane::{MapId, StatePlane, WORD, mask};
 use super::sub_states::SubState;
 use super::sync::{Arc, AtomicU64, order, revocation_fence};
 
@@ -47,20 +47,23 @@ pub enum ChangeError {
 #[must_use = "the pages stay refused until this is committed or restored"]
 #[derive(Debug)]
 pub struct Revoked {
-    plane: Arc<StatePlane>,
+    map: MapId,
+    range: PageRange,
     /// Where its pages are recorded.
     slot: usize,
 }
 
 impl Revoked {
     /// The pages.
+    #[inline]
     pub fn range(&self) -> PageRange {
-        self.plane.in_flight.range(self.slot).expect("what is in flight has pages")
+        self.range
     }
 
     /// The map.
-    pub(super) fn plane(&self) -> &Arc<StatePlane> {
-        &self.plane
+    #[inline]
+    pub(super) fn map(&self) -> MapId {
+        self.map
     }
 
     /// Says that all guards on the pages have ended. Only quiescing may.
@@ -109,6 +112,7 @@ impl Writer {
     }
 
     /// The first run of pages in this state among these, converting or not.
+    #[inline(always)]
     pub fn first_run(&self, range: PageRange, state: PageState) -> Option<PageRange> {
         let plane = &*self.plane;
         if !plane.in_flight.is_empty() {
@@ -125,6 +129,7 @@ impl Writer {
     ///
     /// # Errors
     /// Pages that are private or in another conversion, or too many conversions in flight. Nothing has changed.
+    #[inline(always)]
     pub fn revoke(&mut self, range: PageRange) -> Result<Revoked, ChangeError> {
         self.check(range, PageState::Private)?;
         // The record comes first: whoever sees the bits sees why they are set.
@@ -132,19 +137,18 @@ impl Writer {
         let slot = self.plane.in_flight.insert(range).ok_or(ChangeError::Full { capacity })?;
         self.set_refused(range, true);
         revocation_fence();
-        add(&self.plane.counters.converting, range.count());
-        add(&self.plane.counters.in_flight, 1);
-        Ok(Revoked { plane: self.plane.clone(), slot })
+        Ok(Revoked { map: self.plane.id, range, slot })
     }
 
     /// Ends a conversion to private: from here on the pages are private.
     ///
     /// # Panics
     /// If it is a conversion of another map.
+    #[inline(always)]
     pub fn commit(&mut self, quiesced: Quiesced) {
         let range = self.own(&quiesced.0);
-        self.end(range, &quiesced.0);
-        add(&self.plane.counters.private, range.count());
+        self.plane.in_flight.remove(quiesced.0.slot);
+        add(&self.plane.private, range.count());
         self.clear_sub_states(range);
     }
 
@@ -157,7 +161,7 @@ impl Writer {
         let range = self.own(&revoked);
         // The bits come first: a page whose bit is set and that is in no conversion is private.
         self.set_refused(range, false);
-        self.end(range, &revoked);
+        self.plane.in_flight.remove(revoked.slot);
     }
 
     /// Makes private pages, which are ready for devices, shared.
@@ -168,7 +172,7 @@ impl Writer {
         self.check(range, PageState::Shared)?;
         self.clear_sub_states(range);
         self.set_refused(range, false);
-        subtract(&self.plane.counters.private, range.count());
+        add(&self.plane.private, range.count().wrapping_neg());
         Ok(())
     }
 
@@ -184,6 +188,7 @@ impl Writer {
         Ok(())
     }
 
+    #[inline(always)]
     fn clear_sub_states(&mut self, range: PageRange) {
         if self.plane.sub_state_runs.load(order::read()) == 0 {
             return;
@@ -195,14 +200,8 @@ impl Writer {
 
     /// The pages of a conversion, which has to be of this map.
     fn own(&self, revoked: &Revoked) -> PageRange {
-        assert!(Arc::ptr_eq(&revoked.plane, &self.plane), "the conversion is of another map");
-        revoked.range()
-    }
-
-    fn end(&mut self, range: PageRange, revoked: &Revoked) {
-        self.plane.in_flight.remove(revoked.slot);
-        subtract(&self.plane.counters.converting, range.count());
-        subtract(&self.plane.counters.in_flight, 1);
+        assert!(revoked.map == self.plane.id, "the conversion is of another map");
+        revoked.range
     }
 
     fn check_inside(&self, range: PageRange) -> Result<(), ChangeError> {
@@ -211,6 +210,7 @@ impl Writer {
     }
 
     /// Checks that no page of a range has this state, and that none is in a conversion in flight.
+    #[inline(always)]
     fn check(&self, range: PageRange, to: PageState) -> Result<(), ChangeError> {
         self.check_inside(range)?;
         let version = self.plane.in_flight.version();
@@ -222,6 +222,7 @@ impl Writer {
     }
 
     /// Plain loads and stores: there is no other writer.
+    #[inline(always)]
     fn set_refused(&mut self, range: PageRange, refused: bool) {
         let ordering = if refused { order::record() } else { order::allow() };
         let mut page = range.first();
@@ -236,11 +237,7 @@ impl Writer {
     }
 }
 
-/// Plain loads and stores: only the writer changes counters.
+/// Plain loads and stores: only the writer changes the counter.
 fn add(counter: &AtomicU64, value: u64) {
     counter.store(counter.load(order::read()).wrapping_add(value), order::record());
-}
-
-fn subtract(counter: &AtomicU64, value: u64) {
-    add(counter, value.wrapping_neg());
 }
