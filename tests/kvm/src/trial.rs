@@ -8,7 +8,8 @@ use crate::requirement::Unavailable;
 ///
 /// On the nested host that happened once in some hundreds of guests: right after a guest was entered, a walk of page tables
 /// that it had used all along found an entry absent. QEMU's emulation is suspected; the cause has not been found
-/// (docs/lab.md).
+/// (docs/lab.md). Linux on several processors now and then meets a breakpoint of its own code patching that is there no more:
+/// QEMU before 8.1 can run a stale translation.
 #[derive(Debug, thiserror::Error)]
 #[error("the guest's processor shut down or went silent")]
 pub struct ProcessorFailure;
