@@ -21,9 +21,17 @@
 //! Cost: a few atomic operations for a small discard, which enters no list unless it fails; for a large one a mutex and a
 //! short list, neither of which is touched to find that nothing is owed, and one wake-up of the thread where it meets an
 //! empty queue.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | `at_once` | small discards that are being done |
+//! | `owed` | the list of all others |
+//! | `state` | both together, and doing what is owed |
+//! | `thread` | when the thread works |
 
 mod at_once;
 mod owed;
+mod state;
 mod thread;
 
 use std::sync::Arc;
@@ -31,13 +39,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use hypervisor::{Backing, PageState, Vm};
 
 use super::guarded::PageRange;
 use at_once::{AtOnce, Slot};
-use owed::{Owed, Stage};
+use owed::Stage;
+use state::State;
 
 pub use thread::QUIET;
 
@@ -49,9 +58,6 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The same where it is a small one, which takes microseconds.
 const NAP: Duration = Duration::from_micros(20);
-
-/// How often a discard that a signal interrupted is begun again at once.
-const INTERRUPTIONS: u32 = 100;
 
 /// Told of a discard that failed.
 pub type FailureObserver = dyn Fn(PageRange, PageState, &hypervisor::Error) + Send + Sync;
@@ -99,25 +105,6 @@ impl Drop for Busy<'_> {
 pub struct Discards {
     state: Arc<State>,
     thread: Option<JoinHandle<()>>,
-}
-
-struct State {
-    vm: Arc<dyn Vm>,
-    shared: Backing,
-    private: Option<Backing>,
-    /// The most bytes that may be held back by the queue.
-    limit: u64,
-    at_once: AtOnce,
-    owed: Mutex<Owed>,
-    /// How many debts the list has. Whoever has seen a state that was published has seen the debts of before.
-    count: AtomicUsize,
-    /// How many threads are converting or discarding something large at the moment.
-    busy: AtomicUsize,
-    /// Something was settled.
-    settled: Condvar,
-    /// There is work for the thread.
-    work: Condvar,
-    failed: Box<FailureObserver>,
 }
 
 impl Discards {
@@ -337,78 +324,6 @@ impl Discards {
         let owed = self.state.owed.lock();
         let at_once: u64 = self.state.at_once.pages().map(PageRange::bytes).sum();
         DiscardStatistics { owed_bytes: owed.bytes(|_| true) + at_once, failures: owed.failures }
-    }
-}
-
-impl State {
-    /// Enters a debt in the list.
-    fn list(&self, pages: PageRange, side: PageState, stage: Stage) -> u64 {
-        let mut owed = self.owed.lock();
-        let id = owed.push(pages, side, stage);
-        self.recount(&owed);
-        id
-    }
-
-    fn recount(&self, owed: &Owed) {
-        self.count.store(owed.entries.len(), Ordering::Release);
-    }
-
-    fn remove(&self, owed: &mut Owed, id: u64) {
-        owed.entries.retain(|entry| entry.id != id);
-        self.recount(owed);
-        self.settled.notify_all();
-    }
-
-    /// Does one discard, without the lock meanwhile.
-    fn run<'a>(&'a self, mut owed: MutexGuard<'a, Owed>, id: u64) -> Result<MutexGuard<'a, Owed>, hypervisor::Error> {
-        let Some(entry) = owed.find(id) else { return Ok(owed) };
-        entry.stage = Stage::Running;
-        let (pages, side) = (entry.pages, entry.side);
-        // It is decided now.
-        self.settled.notify_all();
-        drop(owed);
-        let result = self.discard(pages, side);
-        self.finish(id, result)
-    }
-
-    /// Records what came of a discard.
-    fn finish(&self, id: u64, result: hypervisor::Result<()>) -> Result<MutexGuard<'_, Owed>, hypervisor::Error> {
-        let mut owed = self.owed.lock();
-        owed.attempts += 1;
-        let Err(error) = result else {
-            self.remove(&mut owed, id);
-            return Ok(owed);
-        };
-        owed.failures += 1;
-        let mut first = None;
-        if let Some(entry) = owed.find(id) {
-            entry.stage = Stage::Failed(Instant::now());
-            entry.failures += 1;
-            first = (entry.failures == 1).then_some((entry.pages, entry.side));
-        }
-        self.settled.notify_all();
-        self.work.notify_one();
-        drop(owed);
-        if let Some((pages, side)) = first {
-            (self.failed)(pages, side, &error);
-        }
-        Err(error)
-    }
-
-    #[inline(always)]
-    fn discard(&self, pages: PageRange, side: PageState) -> hypervisor::Result<()> {
-        let backing = match side {
-            PageState::Shared => Some(&self.shared),
-            PageState::Private => self.private.as_ref(),
-        };
-        let Some(backing) = backing else { return Ok(()) };
-        let mut attempts = 0;
-        loop {
-            match self.vm.discard(backing, pages.offset(), pages.bytes()) {
-                Err(error) if error.errno() == Some(libc::EINTR) && attempts < INTERRUPTIONS => attempts += 1,
-                result => return result,
-            }
-        }
     }
 }
 

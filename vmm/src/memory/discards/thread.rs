@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::State;
+use super::state::State;
 
 /// How long nobody else must have converted or discarded anything before the thread works.
 pub const QUIET: Duration = Duration::from_millis(10);
