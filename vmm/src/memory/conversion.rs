@@ -15,8 +15,8 @@
 //! * *Revoke*: devices are refused new guards ([`super::guarded`]).
 //! * *Quiesce*: the guards and pins that overlap have ended. Without limit; reported after each second, and cut short by a pause.
 //! * *Unmap*, *map*: [`ConversionListener`]s let go of the pages, or take them.
-//! * *Set attribute* and *publish* are done under one lock, that of the ledger. Nothing else is, so waiting and discarding
-//!   go on in parallel.
+//! * *Set attribute* and *publish* are done under one lock, that of the ledger. Waiting and discarding are not, and go on in
+//!   parallel.
 //! * *Discard*: [`super::discards`].
 //!
 //! A step can only be taken with the proof of the one before, and a proof can only be used once.
@@ -106,12 +106,12 @@ impl GuestRam {
             Rule::Allow => Ok(true),
             _ => self.ask_policy(range, to, kind),
         };
-        let watch = self.counters.stopwatch(kind, range);
+        let mut watch = self.counters.stopwatch(kind, range);
         let result = match result {
-            Ok(true) => self.convert_range(range, to, kind),
+            Ok(true) => self.convert_range(range, to, kind, &mut watch),
             other => other,
         };
-        self.count(kind, watch, &result);
+        self.count(kind, range, watch, &result);
         result
     }
 
@@ -126,18 +126,18 @@ impl GuestRam {
     /// A conversion that failed; the guest can't go on.
     pub fn make_all_private(&self) -> Result<(), ConversionError> {
         for ram in self.layout.ranges() {
-            let watch = self.counters.stopwatch(ConversionKind::Host, ram.gpa);
-            let result = self.convert_range(ram.gpa, PageState::Private, ConversionKind::Host);
-            self.count(ConversionKind::Host, watch, &result);
+            let mut watch = self.counters.stopwatch(ConversionKind::Host, ram.gpa);
+            let result = self.convert_range(ram.gpa, PageState::Private, ConversionKind::Host, &mut watch);
+            self.count(ConversionKind::Host, ram.gpa, watch, &result);
             result?;
         }
         self.launched.store(true, Ordering::Release);
         Ok(())
     }
 
-    fn count(&self, kind: ConversionKind, watch: Option<Stopwatch>, result: &Result<bool, ConversionError>) {
+    fn count(&self, kind: ConversionKind, range: GpaRange, watch: Stopwatch, result: &Result<bool, ConversionError>) {
         match result {
-            Ok(true) => self.counters.count_conversion(kind, watch),
+            Ok(true) => self.counters.count_conversion(kind, range, watch),
             // It comes again.
             Ok(false) | Err(ConversionError::Interrupted) => {}
             Err(_) => self.counters.count_failure(),
@@ -180,7 +180,10 @@ impl GuestRam {
             };
             let mine = match turn {
                 Some((before, mine)) if before == rate => mine,
-                _ => now + self.turns.take(kind, rate, now),
+                _ => match self.turns.take(kind, rate, now) {
+                    Some(left) => now + left,
+                    None => continue,
+                },
             };
             turn = Some((rate, mine));
             let left = mine.saturating_duration_since(now);
@@ -194,7 +197,13 @@ impl GuestRam {
 
     /// Returns whether any page changed.
     #[inline(always)]
-    fn convert_range(&self, range: GpaRange, to: PageState, kind: ConversionKind) -> Result<bool, ConversionError> {
+    fn convert_range(
+        &self,
+        range: GpaRange,
+        to: PageState,
+        kind: ConversionKind,
+        watch: &mut Stopwatch,
+    ) -> Result<bool, ConversionError> {
         if to == PageState::Private && !self.layout.converts() {
             return Err(ConversionError::NotConvertible { range });
         }
@@ -221,8 +230,8 @@ impl GuestRam {
                     }
                 };
                 let converted = match to {
-                    PageState::Private => self.next_to_private(ledger, ram, pages)?,
-                    PageState::Shared => self.next_to_shared(ledger, ram, pages)?,
+                    PageState::Private => self.next_to_private(ledger, ram, pages, watch)?,
+                    PageState::Shared => self.next_to_shared(ledger, ram, pages, watch)?,
                 };
                 let Some(converted) = converted else {
                     // All of it is so, unless a conversion that made it so is undone yet.
@@ -258,7 +267,8 @@ impl GuestRam {
     }
 
     /// Settles what is owed for a piece, so that it can be converted.
-    fn settle_for(&self, piece: &Piece<'_>) -> Result<(), ConversionError> {
+    fn settle_for(&self, piece: &Piece<'_>, watch: &mut Stopwatch) -> Result<(), ConversionError> {
+        watch.waits();
         let settled = self.discards.settle_all_in(piece.pages, || self.is_ending());
         settled.map_err(|source| ConversionError::Owed { range: piece.gpa, source })
     }

@@ -51,7 +51,7 @@ use state::State;
 pub use thread::QUIET;
 
 /// Discards of fewer bytes are done at once: to hand them over would cost as much.
-const AT_ONCE: u64 = 256 << 10;
+pub(super) const AT_ONCE: u64 = 256 << 10;
 
 /// How long to wait for somebody else's discard before looking again whether to give up.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -143,8 +143,8 @@ impl Discards {
         Ok(Self { state, thread })
     }
 
-    /// Records that pages leave a side. Call it under the lock that publishes their state, before that is done: whoever
-    /// sees the new state finds the debt.
+    /// Records that pages leave a side. Call it under the lock that publishes their state: whoever sees the new state under
+    /// that lock finds the debt.
     pub fn owe(&self, pages: PageRange, side: PageState) -> Debt {
         let id = self.state.list(pages, side, Stage::Held);
         Debt { pages, side, place: Place::Listed(id) }
@@ -205,11 +205,11 @@ impl Discards {
             // A failure stays recorded, and is reported there.
             Place::Listed(id) => drop(self.state.finish(id, result)),
             Place::AtOnce(slot) => {
-                if result.is_err() {
-                    let id = self.state.list(pages, side, Stage::Running);
+                let failed = result.is_err().then(|| self.state.list(pages, side, Stage::Running));
+                self.state.at_once.end(slot);
+                if let Some(id) = failed {
                     drop(self.state.finish(id, result));
                 }
-                self.state.at_once.end(slot);
             }
         }
     }

@@ -41,7 +41,8 @@
 //!
 //! *A slot is waited for once.* A guard that takes the slot afterwards, on the same pages, is a new one: it is refused.
 //!
-//! *Pins* are published under a mutex, which orders them with the writer's look at them as (1) to (4) are.
+//! *Pins* are listed under a mutex, and how many there are is published there by an exchange like (1). A writer that sees none
+//! needs no mutex; one that sees some looks into the list, and a pin that comes later sees its bits.
 //!
 //! *New devices*: their slots are listed under a lock. If the writer did not find them there, it had left the lock
 //! before, and they see its bits.

@@ -69,6 +69,7 @@ impl GuestRam {
 mod tests {
     use super::*;
     use crate::memory::RamOptions;
+    use crate::memory::discards::Discards;
     use arch::x86_64::private_faults::{ConversionKind, ConversionRequest, Origin};
     use arch::x86_64::{Isolation, MemoryLayout};
     use hypervisor::faults::{Failure, Operation};
@@ -126,16 +127,19 @@ mod tests {
 
     #[test]
     fn a_copy_behind_a_discard_that_is_under_way_is_given_back_later() {
-        let (ram, count) = guest(&ModelHypervisor::new());
-        // One that somebody holds may have done its work already.
-        let pages = ram.open_copies().0[0];
-        let held = PageRange::new(pages.first() + 2, pages.first() + 5).unwrap();
-        let debt = ram.discards.owe(held, PageState::Shared);
-        let left = ram.try_discard_open_copies(&ram.open_copies());
-        assert_eq!(left.0, [held]);
-        assert_eq!(copies(&ram), (held.first()..held.end()).collect::<Vec<_>>(), "of {count}");
-        ram.discards.forgive(debt);
-        assert!(ram.try_discard_open_copies(&left).is_empty());
-        assert!(copies(&ram).is_empty());
+        // In the list, and being done at once.
+        for owe in [Discards::owe, Discards::owe_for_good] {
+            let (ram, count) = guest(&ModelHypervisor::new());
+            // One that somebody holds may have done its work already.
+            let pages = ram.open_copies().0[0];
+            let held = PageRange::new(pages.first() + 2, pages.first() + 5).unwrap();
+            let debt = owe(&ram.discards, held, PageState::Shared);
+            let left = ram.try_discard_open_copies(&ram.open_copies());
+            assert_eq!(left.0, [held]);
+            assert_eq!(copies(&ram), (held.first()..held.end()).collect::<Vec<_>>(), "of {count}");
+            ram.discards.forgive(debt);
+            assert!(ram.try_discard_open_copies(&left).is_empty());
+            assert!(copies(&ram).is_empty());
+        }
     }
 }

@@ -8,6 +8,7 @@ use hypervisor::GpaRange;
 use serde::Serialize;
 
 use super::GuestRam;
+use super::discards::AT_ONCE;
 
 /// Figures about guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -44,7 +45,8 @@ pub struct MemoryStatistics {
 /// a discard behind the reply is not.
 ///
 /// Reading the clock twice is a tenth of the engine's own work on one page. So of a guest's small conversions (below 256
-/// KiB) one in 16 is timed, and counts for all of these; the first is, and all others are.
+/// KiB) that meet nobody only the first 16 are timed, and then one of each 16, at no regular distance, which counts for all
+/// of these. What waits for a device, for another conversion or for a discard is always timed, from there on at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct LatencyHistogram {
     /// Entry `n` counts those of less than 2^n microseconds that no entry before it counts. The last one counts all the rest.
@@ -68,50 +70,55 @@ impl LatencyHistogram {
 #[derive(Default)]
 pub(super) struct Counters {
     conversions: [AtomicU64; 3],
+    /// Small ones of the guest's.
+    small: AtomicU64,
     latencies: [AtomicU64; LATENCIES],
     latency_sum: AtomicU64,
     failed: AtomicU64,
     waits: AtomicU64,
 }
 
-/// What is so small that its time is taken only now and then, in bytes.
-const SMALL: u64 = 256 << 10;
-
 /// One small conversion in so many is timed.
 const SAMPLE: u64 = 16;
 
-/// The time of a conversion.
-pub(super) struct Stopwatch {
-    start: Instant,
-    /// How many conversions it stands for.
-    weight: u64,
+/// The time of a conversion, if it is taken: since when, and how many conversions it stands for.
+pub(super) struct Stopwatch(Option<(Instant, u64)>);
+
+impl Stopwatch {
+    /// It waits for somebody, and is no longer like the others of its size.
+    #[cold]
+    pub(super) fn waits(&mut self) {
+        let start = self.0.map_or_else(Instant::now, |(start, _)| start);
+        self.0 = Some((start, 1));
+    }
 }
 
 impl Counters {
     /// Starts a watch, if a conversion of this kind and range is to be timed.
     #[inline]
-    pub(super) fn stopwatch(&self, kind: ConversionKind, range: GpaRange) -> Option<Stopwatch> {
-        let mut weight = 1;
-        if range.len() < SMALL && kind != ConversionKind::Host {
-            let before = self.conversions[kind as usize].load(Ordering::Relaxed);
-            if !before.is_multiple_of(SAMPLE) {
-                return None;
-            }
-            weight = SAMPLE.min(before + 1);
-        }
-        Some(Stopwatch { start: Instant::now(), weight })
+    pub(super) fn stopwatch(&self, kind: ConversionKind, range: GpaRange) -> Stopwatch {
+        let weight = if range.len() < AT_ONCE && kind != ConversionKind::Host {
+            weight(self.small.load(Ordering::Relaxed))
+        } else {
+            Some(1)
+        };
+        Stopwatch(weight.map(|weight| (Instant::now(), weight)))
     }
 
     #[inline]
-    pub(super) fn count_conversion(&self, kind: ConversionKind, watch: Option<Stopwatch>) {
+    pub(super) fn count_conversion(&self, kind: ConversionKind, range: GpaRange, Stopwatch(watch): Stopwatch) {
         self.conversions[kind as usize].fetch_add(1, Ordering::Relaxed);
-        if let Some(watch) = watch {
-            self.count_latency(watch);
+        if range.len() < AT_ONCE && kind != ConversionKind::Host {
+            // A count that is lost in a race makes another choice, no better or worse.
+            self.small.store(self.small.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
+        if let Some((start, weight)) = watch {
+            self.count_latency(start, weight);
         }
     }
 
     #[cold]
-    fn count_latency(&self, Stopwatch { start, weight }: Stopwatch) {
+    fn count_latency(&self, start: Instant, weight: u64) {
         let latency = start.elapsed();
         self.latencies[LatencyHistogram::entry(latency)].fetch_add(weight, Ordering::Relaxed);
         let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).saturating_mul(weight);
@@ -124,6 +131,19 @@ impl Counters {
 
     pub(super) fn count_wait(&self) {
         self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// How many small conversions this one stands for, if it is timed. Behind the first few it is one of each [`SAMPLE`], at a
+/// place that changes: guests repeat themselves.
+#[inline]
+fn weight(number: u64) -> Option<u64> {
+    let (group, place) = (number / SAMPLE, number % SAMPLE);
+    // The upper bits of a product with an odd number without pattern are as good as random.
+    let chosen = group.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - SAMPLE.trailing_zeros());
+    match group {
+        0 => Some(1),
+        _ => (place == chosen).then_some(SAMPLE),
     }
 }
 
@@ -162,6 +182,21 @@ impl GuestRam {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sample_stands_for_all_and_for_each_pattern_alike() {
+        let weights: Vec<u64> = (0..160_000).map(|number| weight(number).unwrap_or(0)).collect();
+        assert_eq!(weights.iter().sum::<u64>(), 160_000);
+        assert_eq!(weights[..16], [1; 16]);
+        // Whatever a guest repeats, each part of it is met as often as the others, give or take a tenth.
+        for period in [2, 3, 4, 8, 16, 17, 32] {
+            for part in 0..period {
+                let met: u64 = weights.iter().skip(part).step_by(period).sum();
+                let expected = 160_000 / period as u64;
+                assert!(met.abs_diff(expected) <= expected / 10, "{met} instead of {expected}: {part} of {period}");
+            }
+        }
+    }
 
     #[test]
     fn each_latency_has_its_entry() {

@@ -111,14 +111,22 @@ impl Turns {
         }
     }
 
-    /// Takes the next turn of a kind, and tells how long it is until then.
-    pub(in crate::memory) fn take(&self, kind: ConversionKind, per_second: NonZeroU32, now: Instant) -> Duration {
+    /// Takes the next turn of a kind, and tells how long it is until then; `None` if the limit is another one by now.
+    pub(in crate::memory) fn take(
+        &self,
+        kind: ConversionKind,
+        per_second: NonZeroU32,
+        now: Instant,
+    ) -> Option<Duration> {
         let mut next = self.next.lock();
+        if self.rule(kind) != (Rule::Limit { per_second }) {
+            return None;
+        }
         let turn = &mut next[kind as usize];
         // Time that nobody used is not saved up.
         let mine = turn.map_or(now, |next| next.max(now));
         *turn = Some(mine + Duration::from_secs(1) / per_second.get());
-        mine - now
+        Some(mine - now)
     }
 }
 
@@ -128,9 +136,11 @@ mod tests {
 
     #[test]
     fn turns_are_evenly_spaced_and_each_kind_has_its_own() {
-        let (turns, now) = (Turns::new(&Policy::default()), Instant::now());
         let ten = NonZeroU32::new(10).unwrap();
-        let wait = |kind, at: u64| turns.take(kind, ten, now + Duration::from_millis(at)).as_millis();
+        let limit = Rule::Limit { per_second: ten };
+        let turns = Turns::new(&Policy { explicit: limit, implicit: limit, host: Rule::Allow });
+        let now = Instant::now();
+        let wait = |kind, at: u64| turns.take(kind, ten, now + Duration::from_millis(at)).unwrap().as_millis();
         assert_eq!(wait(ConversionKind::Explicit, 0), 0);
         assert_eq!(wait(ConversionKind::Explicit, 0), 100);
         assert_eq!(wait(ConversionKind::Explicit, 50), 150);
@@ -143,17 +153,20 @@ mod tests {
     #[test]
     fn a_policy_is_what_was_set_and_changed_kinds_wait_for_nobody() {
         let limit = |per_second| Rule::Limit { per_second: NonZeroU32::new(per_second).unwrap() };
-        let first = Policy { explicit: limit(1), implicit: Rule::Refuse, host: limit(u32::MAX) };
+        let first = Policy { explicit: limit(1), implicit: Rule::Refuse, host: limit(1) };
         let (turns, now) = (Turns::new(&first), Instant::now());
         assert_eq!(turns.policy(), first);
         let one = NonZeroU32::new(1).unwrap();
-        for kind in KINDS {
-            assert!(turns.take(kind, one, now).is_zero());
+        for kind in [ConversionKind::Explicit, ConversionKind::Host] {
+            assert_eq!(turns.take(kind, one, now), Some(Duration::ZERO));
         }
-        let second = Policy { explicit: limit(2), implicit: Rule::Allow, host: limit(u32::MAX) };
+        let second = Policy { explicit: limit(2), implicit: Rule::Allow, host: limit(1) };
         turns.set(&second);
         assert_eq!(turns.policy(), second);
-        assert!(turns.take(ConversionKind::Explicit, one, now).is_zero(), "its rule is another one");
-        assert!(!turns.take(ConversionKind::Host, one, now).is_zero(), "its rule is the same");
+        assert_eq!(turns.take(ConversionKind::Explicit, one, now), None, "its rule is another one");
+        let two = NonZeroU32::new(2).unwrap();
+        assert_eq!(turns.take(ConversionKind::Explicit, two, now), Some(Duration::ZERO), "and holds up nobody");
+        assert_eq!(turns.take(ConversionKind::Host, one, now), Some(Duration::from_secs(1)), "its rule is the same");
+        assert_eq!(turns.take(ConversionKind::Implicit, one, now), None);
     }
 }

@@ -14,6 +14,7 @@ use crate::memory::discards::Debt;
 use crate::memory::event::MemoryEvent;
 use crate::memory::guarded::{ChangeError, PageRange, Quiesced, Revoked, Waiting};
 use crate::memory::ledger::Ledger;
+use crate::memory::statistics::Stopwatch;
 
 /// How often a wait is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -49,14 +50,16 @@ impl GuestRam {
         ledger: MutexGuard<'l, Ledger>,
         ram: &RamRange,
         pages: PageRange,
+        watch: &mut Stopwatch,
     ) -> Result<Option<PageRange>, ConversionError> {
-        let Some((piece, revoked, ledger)) = self.revoke_next(ledger, ram, pages)? else { return Ok(None) };
+        let Some((piece, revoked, ledger)) = self.revoke_next(ledger, ram, pages, watch)? else { return Ok(None) };
         let (unmapped, mut ledger) = match self.at_rest(&ledger, revoked) {
             Ok(unmapped) => (unmapped, ledger),
             Err(revoked) => {
                 // The listeners of this moment: one that is added later never gets pages that are on their way to private.
                 let listeners = ledger.listeners.clone();
                 drop(ledger);
+                watch.waits();
                 let quiesced = self.quiesce_piece(&piece, revoked, Patience::UntilPause)?;
                 (unmap(quiesced, &piece, &listeners), self.ledger())
             }
@@ -100,6 +103,7 @@ impl GuestRam {
         mut ledger: MutexGuard<'l, Ledger>,
         ram: &'a RamRange,
         pages: PageRange,
+        watch: &mut Stopwatch,
     ) -> Result<Option<(Piece<'a>, Revoked, MutexGuard<'l, Ledger>)>, ConversionError> {
         loop {
             let Some(run) = Self::first_run(&ledger, pages, Shared) else { return Ok(None) };
@@ -108,7 +112,7 @@ impl GuestRam {
             ledger.lent.check(piece.gpa)?;
             if self.discards.is_owed(piece.pages) {
                 drop(ledger);
-                self.settle_for(&piece)?;
+                self.settle_for(&piece, watch)?;
                 ledger = self.running_ledger()?;
                 continue;
             }
@@ -116,6 +120,7 @@ impl GuestRam {
                 Ok(revoked) => return Ok(Some((piece, revoked, ledger))),
                 Err(ChangeError::InFlight { .. } | ChangeError::Full { .. }) => {
                     self.check_waiting()?;
+                    watch.waits();
                     ledger = self.wait_for_others(ledger)?
                 }
                 Err(source) => return Err(ConversionError::Map { range: piece.gpa, source }),

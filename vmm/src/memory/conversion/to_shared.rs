@@ -11,6 +11,7 @@ use crate::memory::GuestRam;
 use crate::memory::discards::Debt;
 use crate::memory::guarded::PageRange;
 use crate::memory::ledger::Ledger;
+use crate::memory::statistics::Stopwatch;
 
 /// Pages that are shared, which not all listeners know yet.
 #[must_use]
@@ -28,8 +29,9 @@ impl GuestRam {
         ledger: MutexGuard<'l, Ledger>,
         ram: &RamRange,
         pages: PageRange,
+        watch: &mut Stopwatch,
     ) -> Result<Option<PageRange>, ConversionError> {
-        let Some((piece, published)) = self.publish_next(ledger, ram, pages)? else { return Ok(None) };
+        let Some((piece, published)) = self.publish_next(ledger, ram, pages, watch)? else { return Ok(None) };
         let debt = self.map(&piece, published)?;
         self.discards.settle(debt);
         Ok(Some(piece.pages))
@@ -41,6 +43,7 @@ impl GuestRam {
         mut ledger: MutexGuard<'l, Ledger>,
         ram: &'a RamRange,
         pages: PageRange,
+        watch: &mut Stopwatch,
     ) -> Result<Option<(Piece<'a>, Published)>, ConversionError> {
         loop {
             let Some(run) = Self::first_run(&ledger, pages, Private) else { return Ok(None) };
@@ -48,7 +51,7 @@ impl GuestRam {
             let piece = Piece::first_of(ram, run).map_err(|source| failed(source.into()))?;
             if self.discards.is_owed(piece.pages) {
                 drop(ledger);
-                self.settle_for(&piece)?;
+                self.settle_for(&piece, watch)?;
                 ledger = self.running_ledger()?;
                 continue;
             }

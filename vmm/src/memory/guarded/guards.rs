@@ -75,11 +75,12 @@ impl Registry {
         found
     }
 
-    /// Whether no guard names a page of this range now, and nothing at all is pinned.
+    /// Whether no guard names a page of this range now, and no pin has one.
     pub(super) fn is_quiet(&self, range: PageRange) -> bool {
         let lines = self.lines.read().unwrap_or_else(|e| e.into_inner());
         let guarded = |pages: Option<PageRange>| pages.is_some_and(|pages| pages.overlaps(range));
-        self.pins.is_empty() && !lines.iter().any(|registered| registered.line.all_pages().any(guarded))
+        let pinned = !self.pins.is_empty() && self.pins.owner_in(range).is_some();
+        !pinned && !lines.iter().any(|registered| registered.line.all_pages().any(guarded))
     }
 }
 

@@ -34,8 +34,8 @@ pub type Report<'a> = dyn FnMut(&Waiting) -> ControlFlow<()> + 'a;
 /// The rule that an implementation keeps: when it returns [`ControlFlow::Continue`], no guard or pin that began before
 /// the call names a page of `range`, and all that was done under such guards happened before the return.
 pub trait Quiesce: Send + Sync {
-    /// Whether there is nothing to wait for: the same rule holds for `true`. Asked before each wait, with locks held, so it
-    /// must not wait itself; `false` is never wrong.
+    /// Whether there is nothing to wait for: the same rule holds for `true`. May be asked before a wait, with locks held, so
+    /// it must not wait itself; `false` is never wrong.
     fn is_quiet(&self, _guards: &Guards, _range: PageRange) -> bool {
         false
     }
