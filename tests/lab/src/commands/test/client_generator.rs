@@ -50,7 +50,7 @@ pub fn prepare(options: &Options) -> Result<PathBuf> {
         run(pip.args(["-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]).args(arguments))
     };
     pip(&["install", "--no-cache-dir", &format!("{GENERATOR}=={VERSION}")])
-        .context("is the network there, and Python 3.11 or later?")?;
+        .context("it can't be installed from PyPI: is the network there, and is Python 3.11 or later?")?;
     pip(&["uninstall", "--yes", FORMATTER])?;
     cache.publish(&lock, &folder, &entry)
 }
