@@ -13,7 +13,7 @@ const BASE: u64 = 1 << 20;
 
 /// How often the policy changes meanwhile. When it was asked twice about a request, one was refused in some hundred thousand
 /// changes: this finds it, though not surely. What passes passes always.
-const CHANGES: u32 = 1_000_000;
+const CHANGES: u32 = 500_000;
 
 /// Counts what it should when it goes, be it by a panic: the other thread waits for it.
 struct Counted<'a>(&'a AtomicU32);
