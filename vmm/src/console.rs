@@ -160,7 +160,8 @@ impl Patient {
     /// with that, or with the machine.
     fn write_later(&self, kept: &mut Kept) {
         let (file, control, shared) = (self.file.clone(), self.control.clone(), self.kept.clone());
-        let wait = move || {
+        let wait = move |ended: &OwnedFd| {
+            let ended = || PollFd::new(ended, PollFlags::IN);
             loop {
                 let ending = control.is_ending();
                 if !control.is_paused() || ending {
@@ -171,15 +172,15 @@ impl Patient {
                         return;
                     }
                     drop(kept);
-                    let _ = poll(&mut [PollFd::new(&*file, PollFlags::OUT)], Some(&LOOK));
+                    let _ = poll(&mut [PollFd::new(&*file, PollFlags::OUT), ended()], Some(&LOOK));
                 } else {
-                    // Nothing to wait for but the time.
-                    let _ = poll(&mut [], Some(&LOOK));
+                    // Nothing else to wait for but the time.
+                    let _ = poll(&mut [ended()], Some(&LOOK));
                 }
             }
         };
         // Without a thread the guest's next write does it.
-        kept.awaited = kept.awaited || std::thread::Builder::new().name("console".into()).spawn(wait).is_ok();
+        kept.awaited = kept.awaited || self.control.helpers().start("console", wait).is_ok();
     }
 }
 
@@ -263,7 +264,7 @@ impl Drop for RawTerminal {
 
 /// Carries standard input to the guest until the machine or the input ends, or Ctrl-A x ends the machine. A paused machine
 /// gets none; keys are kept for it.
-pub(crate) fn carry_input(devices: &Devices, control: &Control, escapes: bool) {
+pub(crate) fn carry_input(devices: &Devices, control: &Control, escapes: bool, ended: &OwnedFd) {
     let stdin = io::stdin();
     let mut filter = EscapeFilter { escapes, pending: false };
     let mut pending = VecDeque::new();
@@ -272,10 +273,11 @@ pub(crate) fn carry_input(devices: &Devices, control: &Control, escapes: bool) {
     while !control.is_ending() && (open || !pending.is_empty()) {
         // Keys are always read, for the escape among them; a pipe only when the guest has taken what came before.
         let listen = open && (escapes || pending.is_empty());
-        let mut ready = [PollFd::new(&stdin, PollFlags::IN)];
+        let mut ready = [PollFd::new(ended, PollFlags::IN), PollFd::new(&stdin, PollFlags::IN)];
         let patience = if pending.is_empty() { &LOOK } else { &OFFER_AGAIN };
-        let count = match poll(if listen { &mut ready } else { &mut [] }, Some(patience)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => 0,
+        let count = match poll(&mut ready[..1 + usize::from(listen)], Some(patience)) {
+            Ok(_) if ready[1].revents().is_empty() => 0,
+            Err(rustix::io::Errno::INTR) => 0,
             Err(_) => return,
             Ok(_) => match rustix::io::read(&stdin, &mut buffer) {
                 Ok(0) | Err(_) => {
@@ -406,6 +408,25 @@ mod tests {
         let mut byte = [0];
         while byte != *b"a" {
             reader.read_exact(&mut byte).unwrap();
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_reader_that_never_comes_is_gone_with_the_machine() {
+        for resumed in [false, true] {
+            let (_reader, writer) = full_pipe();
+            let control = Arc::new(Control::new(Vec::new(), true));
+            let mut output = Patient::new(Arc::new(writer), control.clone());
+            control.pause();
+            assert_eq!(output.write(b"a").unwrap(), 1);
+            assert_eq!(Arc::strong_count(&control), 3, "the writer, and the thread that waits");
+            if resumed {
+                control.resume();
+            }
+            control.end(Ok(Stop::PowerOff));
+            control.helpers().end();
+            assert_eq!(Arc::strong_count(&control), 2);
+            drop(output);
         }
     }
 

@@ -11,6 +11,7 @@
 //! | `control` | what its threads are told, and how they are reached |
 //! | `processors` | the vCPUs' threads |
 //! | `starts` | processors that the guest wakes, and the copy of low memory that they need |
+//! | `helpers` | threads that wait for the world outside, and are gone when the machine is over |
 //! | `signal` | how a thread is made to leave the guest |
 //! | `ending` | what is over when the machine is, however it came to that |
 //!
@@ -21,10 +22,12 @@ mod build;
 mod control;
 mod ending;
 mod handle;
+mod helpers;
 mod processors;
 mod signal;
 mod starts;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -122,14 +125,13 @@ impl Machine {
             (vcpu, context)
         });
         let processors = Processors::start(vcpus, &control, &ram)?;
-        let input = terminal.as_ref().map(|terminal| carry_input(&devices, &control, terminal)).transpose()?;
+        if let Some(terminal) = &terminal {
+            carry_input(&devices, &control, terminal)?;
+        }
 
         wait_for_end(&control, &starts, &ram);
         processors.join();
         drop(ending);
-        if let Some(input) = input {
-            let _ = input.join();
-        }
         let result = control.take_outcome();
         drop(terminal);
         events.emit("memory", "stats", ram.statistics());
@@ -151,9 +153,10 @@ fn wait_for_end(control: &Control, starts: &Starts, ram: &GuestRam) {
 }
 
 /// Starts a thread that carries the terminal's input to the guest.
-fn carry_input(devices: &Arc<Devices>, control: &Arc<Control>, terminal: &RawTerminal) -> Result<JoinHandle<()>> {
-    let (devices, control, escapes) = (devices.clone(), control.clone(), terminal.is_terminal());
-    spawn("console", move || console::carry_input(&devices, &control, escapes))
+fn carry_input(devices: &Arc<Devices>, control: &Arc<Control>, terminal: &RawTerminal) -> Result<()> {
+    let (devices, own, escapes) = (devices.clone(), control.clone(), terminal.is_terminal());
+    let carry = move |ended: &OwnedFd| console::carry_input(&devices, &own, escapes, ended);
+    control.helpers().start("console", carry).map_err(Error::system("start a thread"))
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

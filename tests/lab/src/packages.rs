@@ -39,6 +39,8 @@ pub enum Gives {
     Command(&'static str),
     /// A file.
     File(&'static str),
+    /// A module of the `python3` in the path.
+    PythonModule(&'static str),
 }
 
 impl Package {
@@ -46,6 +48,10 @@ impl Package {
         match self.gives {
             Gives::Command(command) => find_command(command),
             Gives::File(path) => Path::new(path).exists(),
+            Gives::PythonModule(module) => {
+                let import = format!("import {module}");
+                run("python3", ["-c", import.as_str()]).is_ok_and(|output| output.status.success())
+            }
         }
     }
 
@@ -53,6 +59,7 @@ impl Package {
         match self.gives {
             Gives::Command(command) => format!("{} (for the command {command})", self.name),
             Gives::File(path) => format!("{} (for {path})", self.name),
+            Gives::PythonModule(module) => format!("{} (for Python's module {module})", self.name),
         }
     }
 }

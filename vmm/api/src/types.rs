@@ -10,6 +10,7 @@ mod memory;
 mod requests;
 
 pub use answers::{Counters, DeviceNode, PciDeviceInfo, Ping, VmInfo, VmState};
+pub(crate) use config::anything;
 pub use config::{
     CpuFeatures, CpuTopology, CpusConfig, IsolationName, MemoryConfig, PayloadConfig, PlatformConfig, Unsupported,
     VmConfig,

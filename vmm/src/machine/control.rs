@@ -18,6 +18,7 @@ use std::time::Duration;
 use hypervisor::Interrupter;
 
 use super::Stop;
+use super::helpers::Helpers;
 use super::signal::VcpuThread;
 use crate::memory::ConversionError;
 use crate::{Error, Result};
@@ -31,6 +32,7 @@ pub struct Control {
     /// A vCPU stands still that did not. Apart from `changed`, since those who say it wait for that themselves: they would
     /// wake each other for ever.
     stands: Condvar,
+    helpers: Helpers,
     /// How often a wait for `changed` has come to an end.
     #[cfg(test)]
     awakenings: std::sync::atomic::AtomicU64,
@@ -89,9 +91,15 @@ impl Control {
             state: Mutex::new(State { outcome: None, over: false, paused: false, launched, vcpus }),
             changed: Condvar::new(),
             stands: Condvar::new(),
+            helpers: Helpers::default(),
             #[cfg(test)]
             awakenings: Default::default(),
         }
+    }
+
+    /// Threads that wait for others than the vCPUs.
+    pub(crate) fn helpers(&self) -> &Helpers {
+        &self.helpers
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -9,7 +9,8 @@ use super::{Control, Stop};
 use crate::devices::Devices;
 use crate::memory::GuestRam;
 
-/// A machine that others can reach. Dropped, it is over: its control says so, nothing is converted, no device is left.
+/// A machine that others can reach. Dropped, it is over: its control says so, no helper runs, nothing is converted, no device
+/// is left.
 pub(super) struct Ending {
     pub(super) control: Arc<Control>,
     pub(super) ram: Arc<GuestRam>,
@@ -20,6 +21,7 @@ impl Drop for Ending {
     fn drop(&mut self) {
         // Where there is a reason already, that one counts.
         self.control.end(Ok(Stop::Requested));
+        self.control.helpers().end();
         self.ram.end_conversions();
         self.devices.manager.end();
     }

@@ -6,6 +6,7 @@
 #![cfg(test)]
 
 mod backlog;
+mod changing_policy;
 mod concurrent;
 mod failures;
 mod listeners;

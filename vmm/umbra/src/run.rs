@@ -111,7 +111,8 @@ pub struct Args {
         value_parser = options::conversions
     )]
     conversions: PolicyConfig,
-    /// Write what happens to the machine as JSON objects, in Cloud Hypervisor's format.
+    /// Write what happens to the machine as JSON objects, in Cloud Hypervisor's format. A named pipe may get its reader later:
+    /// up to 1 MiB waits for it.
     #[arg(long, value_name = "path=PATH", value_parser = options::event_monitor)]
     event_monitor: Option<PathBuf>,
     /// Serve the REST API on a unix socket here, to this user and root.

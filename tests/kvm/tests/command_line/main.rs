@@ -30,8 +30,9 @@ use tempfile::TempDir;
 /// A named test.
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
-/// How long a rejection may take. None should take a second.
-const LIMIT: Duration = Duration::from_secs(30);
+/// How long a rejection may take, in the lab and when much else runs. Most take less than a second; the map of 9 TiB of memory,
+/// which a debug build sets up word by word, takes ten.
+const LIMIT: Duration = Duration::from_secs(240);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

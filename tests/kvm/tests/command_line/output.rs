@@ -1,11 +1,14 @@
 //! Places to write to.
 
+use std::fs::File;
+use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use kvm_tests::requirement::require_caps;
 use kvm_tests::umbra::process::Running;
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Pid, Signal};
 
 use crate::{LIMIT, Test, Umbra};
@@ -13,6 +16,7 @@ use crate::{LIMIT, Test, Umbra};
 pub const TESTS: &[Test] = &[
     ("a_serial_file_that_cannot_be_written_is_named", unwritable_serial),
     ("an_event_monitor_that_cannot_be_written_is_named", unwritable_events),
+    ("an_event_monitor_s_reader_may_come_late", late_reader),
     ("an_output_that_nobody_reads_holds_up_no_end", blocked_output),
     ("the_console_goes_to_a_file_and_a_signal_ends_the_machine", serial_file),
 ];
@@ -37,6 +41,39 @@ fn unwritable_events() -> anyhow::Result<()> {
         umbra.command(&["run", "--serial", "file=serial", "--event-monitor", &format!("path={path}"), "--kernel"]);
     command.arg(&umbra.kernel);
     umbra.rejects(&mut command, 1, &["event monitor", &path, "No such file"])
+}
+
+/// A named pipe whose reader comes once the guest runs.
+fn late_reader() -> anyhow::Result<()> {
+    require_caps(&[])?;
+    let umbra = Umbra::new()?;
+    let pipe = umbra.path("pipe");
+    mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR)?;
+    let mut command = umbra.command(&["run", "--memory", "size=64M", "--kernel"]);
+    command.arg(&umbra.kernel).arg("--serial").arg(format!("file={}", umbra.path("serial").display()));
+    command.arg("--event-monitor").arg(format!("path={}", pipe.display())).stdin(Stdio::null());
+    let deadline = Instant::now() + LIMIT;
+    let mut running = Running::start(&mut command)?;
+    comes_up(&umbra, &mut running, deadline)?;
+    let mut reader = File::open(&pipe)?;
+    running.signal(Signal::TERM)?;
+    let status = running.wait_before(deadline)?;
+    ensure!(status.code() == Some(0), "umbra ended with {status}: {}", running.stderr());
+    let mut events = String::new();
+    reader.read_to_string(&mut events)?;
+    ensure!(events.contains("\"booted\"") && events.contains("\"shutdown\""), "the events are {events}");
+    Ok(())
+}
+
+/// Waits until the guest says that it is up; then it waits for a task.
+fn comes_up(umbra: &Umbra, running: &mut Running, deadline: Instant) -> anyhow::Result<()> {
+    let serial = umbra.path("serial");
+    while !std::fs::read_to_string(&serial).is_ok_and(|text| text.starts_with("up ") && text.ends_with('\n')) {
+        ensure!(Instant::now() < deadline, "the guest says nothing: {}", running.stderr());
+        ensure!(running.try_wait()?.is_none(), "umbra ended: {}", running.stderr());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// A pipe that is full already: the guest's first word to its console waits.
@@ -80,13 +117,7 @@ fn serial_file() -> anyhow::Result<()> {
     let umbra = Umbra::new()?;
     let deadline = Instant::now() + LIMIT;
     let mut running = Running::start(&mut umbra.run(&["--memory", "size=64M"]))?;
-    let serial = umbra.path("serial");
-    // The guest says that it is up, and then waits for a task.
-    while !std::fs::read_to_string(&serial).is_ok_and(|text| text.starts_with("up ") && text.ends_with('\n')) {
-        ensure!(Instant::now() < deadline, "the guest says nothing: {}", running.stderr());
-        ensure!(running.try_wait()?.is_none(), "umbra ended: {}", running.stderr());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    comes_up(&umbra, &mut running, deadline)?;
     running.signal(Signal::TERM)?;
     let status = running.wait_before(deadline)?;
     ensure!(status.code() == Some(0), "umbra ended with {status}: {}", running.stderr());

@@ -15,6 +15,7 @@ use crate::process::Family;
 use crate::workspace;
 
 mod artifacts;
+mod client_generator;
 mod guest;
 mod tally;
 
@@ -105,7 +106,9 @@ fn run_inside(args: &Args, options: &Options, machine: &Machine) -> Result<Tally
         .find(|program| program.name == "umbra" && !program.is_test)
         .context("cargo built no umbra")?;
     let guest = guest::prepare(options).context("cannot make a guest for the tests")?;
-    let env = [("UMBRA_BIN", umbra.path), ("UMBRA_GUEST", guest)];
+    let generator =
+        client_generator::prepare(options).context("cannot make ready what makes clients of the API for the tests")?;
+    let env = [("UMBRA_BIN", umbra.path), ("UMBRA_GUEST", guest), ("UMBRA_CLIENT_GENERATOR", generator)];
 
     let mut tally = Tally::default();
     for program in programs {
@@ -163,7 +166,7 @@ fn run_program(
 
 /// Programs whose guests are whole systems. One emulating thread is too slow for these and for what works for them outside of
 /// the guest, so they get a thread for each processor, and run one after the other.
-const BOOTS_LINUX: [&str; 2] = ["devices", "machine"];
+const BOOTS_LINUX: [&str; 3] = ["client", "devices", "machine"];
 
 /// Runs "$1" with the arguments after it in its package's folder, as cargo does, copies its output to the file "$0", and
 /// ends as it did.

@@ -13,7 +13,7 @@ use crate::types::Counters;
     get,
     path = "/vm.counters",
     operation_id = "vm.counters",
-    responses((status = 200, description = "The counters.", body = Counters), Errors)
+    responses((status = 200, description = "The counters.", body = inline(Counters)), Errors)
 )]
 pub async fn counters(State(api): State<Api>) -> Result<Json<Counters>, ApiError> {
     blocking(api, |api| Ok(api.guest()?.counters())).await.map(Json)

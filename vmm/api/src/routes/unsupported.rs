@@ -11,6 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::Api;
 use crate::ApiError;
 use crate::error::Errors;
+use crate::types::anything;
 
 /// They can't be had: private memory can't be read from outside.
 const UNREADABLE: &str = "private memory can't be read from outside the guest, not even by Umbra";
@@ -51,7 +52,7 @@ pub(super) fn add(mut router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
         let is_get = matches!(method, HttpMethod::Get);
         let routes: MethodRouter<Api> = if is_get { get(answer) } else { put(answer) };
         let body = RequestBodyBuilder::new()
-            .content("application/json", ContentBuilder::new().build())
+            .content("application/json", ContentBuilder::new().schema(Some(anything())).build())
             .required(Some(Required::False))
             .build();
         let operation = operation.request_body((!is_get).then_some(body));

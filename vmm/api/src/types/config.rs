@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, Object, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::{BalloonConfig, ConsoleConfig, DiskConfig, NetConfig, PolicyConfig, RngConfig, SerialConfig, VsockConfig};
@@ -18,12 +18,21 @@ pub struct Unsupported(pub Value);
 impl PartialSchema for Unsupported {
     fn schema() -> RefOr<Schema> {
         // What it may be besides null, which is the field left out.
-        let types = SchemaType::Array(vec![Type::Boolean, Type::Array, Type::Object]);
-        ObjectBuilder::new().schema_type(types).description(Some("Empty, or refused.")).into()
+        AnyOfBuilder::new()
+            .item(Object::with_type(Type::Boolean))
+            .item(ArrayBuilder::new().items(anything()))
+            .item(Object::with_type(Type::Object))
+            .description(Some("Empty, or refused."))
+            .into()
     }
 }
 
 impl ToSchema for Unsupported {}
+
+/// The schema of any JSON. Generators of clients want it said.
+pub(crate) fn anything() -> Object {
+    Object::with_type(SchemaType::AnyValue)
+}
 
 impl Unsupported {
     /// Whether it asks for nothing: null, false, or nothing in it.
