@@ -14,7 +14,19 @@ use crate::packages::{candidate, download, fetch_deb, newest_matching, unpack};
 /// The kernel's package: the one that `cargo lab demo` boots.
 const KERNEL: &str = "linux-image-6.12*-cloud-amd64";
 /// Modules that tests load.
-const MODULES: [&str; 4] = ["button", "evdev", "virtio-rng", "virtio_blk"];
+const MODULES: [&str; 11] = [
+    "button",
+    "evdev",
+    "failover",
+    "net_failover",
+    "virtio-rng",
+    "virtio_balloon",
+    "virtio_blk",
+    "virtio_net",
+    "vmw_vsock_virtio_transport",
+    "vmw_vsock_virtio_transport_common",
+    "vsock",
+];
 /// What is left out of the package when it is unpacked.
 const LEFT_OUT: [&str; 2] = ["./usr/share/doc", "./usr/share/man"];
 
