@@ -3,7 +3,9 @@
 mod console;
 mod disk;
 mod entropy;
+mod network;
 mod power;
+mod sockets;
 
 use std::process::ExitCode;
 
@@ -15,7 +17,7 @@ type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = [console::TESTS, disk::TESTS, entropy::TESTS, power::TESTS]
+    let trials = [console::TESTS, disk::TESTS, entropy::TESTS, network::TESTS, power::TESTS, sockets::TESTS]
         .into_iter()
         .flatten()
         .map(|(name, test)| trial(name, *test))
