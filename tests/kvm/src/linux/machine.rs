@@ -127,6 +127,13 @@ impl Linux {
         &self.handle
     }
 
+    /// What the guest's console has shown so far, for failures.
+    pub fn console(&mut self) -> String {
+        // What can't be read is not shown.
+        let _ = self.read();
+        format!("its console: {}", self.text)
+    }
+
     /// The next thing that the script says.
     ///
     /// # Errors

@@ -82,7 +82,7 @@ fn network(isolation: Isolation) -> anyhow::Result<()> {
     ensure!(has_tap()?, "there is no tap");
     guest.expect("mac 02:00:00:00:00:4d mtu 1400")?;
 
-    wait_for_connection(&listener)?;
+    wait_for_connection(&listener).with_context(|| guest.console())?;
     agree(&mut guest, exchange(listener.accept()?.0)?)?;
     guest.expect("listens")?;
     agree(&mut guest, exchange(connect("the guest", || TcpStream::connect((GUEST, GUEST_PORT)))?)?)?;

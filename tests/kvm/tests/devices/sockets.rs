@@ -30,6 +30,7 @@ const HELD: u32 = 5002;
 const GUEST_LISTENS: u32 = 6000;
 const GUEST_SILENT: u32 = 6001;
 
+/// The device is there a moment before its driver has made it ready, so the first connections are tried until there is one.
 fn script() -> String {
     format!(
         r#"
@@ -39,7 +40,7 @@ say without $(guest-socket connect 2 {LISTENS} 2>&1)
 until [ -e $device ]; do sleep 0.1; done
 say found
 dd if=/dev/urandom of=/sent bs=1024 count={kib} 2>/dev/null
-guest-socket connect 2 {LISTENS} </sent >/received || say cannot connect
+until guest-socket connect 2 {LISTENS} </sent >/received; do sleep 0.1; done
 sums
 say refused $(guest-socket connect 2 {SILENT} 2>&1)
 guest-socket listen {GUEST_LISTENS} </sent >/received || say cannot listen
@@ -51,8 +52,7 @@ while [ -e $device ]; do sleep 0.1; done
 wait
 say cut $(cat /error)
 say without $(guest-socket connect 2 {LISTENS} 2>&1)
-until [ -e $device ]; do sleep 0.1; done
-guest-socket connect 2 {LISTENS} </sent >/received || say cannot connect
+until guest-socket connect 2 {LISTENS} </sent >/received; do sleep 0.1; done
 sums
 "#,
         kib = BYTES >> 10,
@@ -75,7 +75,8 @@ fn sockets(isolation: Isolation) -> anyhow::Result<()> {
     guest.expect("found")?;
 
     // From the guest to the host.
-    agree(&mut guest, exchange(accept(&listens)?)?)?;
+    let connection = accept(&mut guest, &listens)?;
+    agree(&mut guest, exchange(connection)?)?;
     guest.expect("refused Connection reset by peer (os error 104)")?;
     // And from the host to the guest.
     guest.expect("listens")?;
@@ -83,7 +84,7 @@ fn sockets(isolation: Isolation) -> anyhow::Result<()> {
     let connection = call(&socket, GUEST_LISTENS)?.context("the guest refuses a connection")?;
     agree(&mut guest, exchange(connection)?)?;
 
-    let mut held = accept(&held)?;
+    let mut held = accept(&mut guest, &held)?;
     let counters = || devices.counters().remove("_vsock0").context("it counts nothing");
     // The host's side of a connection is there a moment before it is counted.
     wait_until("the last connection is not counted", || Ok(counters()?["connections"] == 3))?;
@@ -100,12 +101,13 @@ fn sockets(isolation: Isolation) -> anyhow::Result<()> {
     expect::equal("what comes over a connection of a device that is gone", held.read(&mut [0])?, 0)?;
     ensure!(!socket.exists(), "the socket is left");
     expect::equal("its place", devices.add_vsock(config)?.bdf, added.bdf)?;
-    agree(&mut guest, exchange(accept(&listens)?)?)?;
+    let connection = accept(&mut guest, &listens)?;
+    agree(&mut guest, exchange(connection)?)?;
     guest.powers_off()
 }
 
-fn accept(listener: &UnixListener) -> anyhow::Result<UnixStream> {
-    wait_for_connection(listener)?;
+fn accept(guest: &mut Linux, listener: &UnixListener) -> anyhow::Result<UnixStream> {
+    wait_for_connection(listener).with_context(|| guest.console())?;
     Ok(listener.accept()?.0)
 }
 

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cache::{Cache, Found};
+use crate::cache::{Cache, Found, sha256};
 use crate::options::Options;
 use crate::packages::{candidate, download, fetch_deb, newest_matching, unpack};
 
@@ -35,7 +35,9 @@ pub fn prepare(options: &Options) -> Result<PathBuf> {
     let cache = Cache::open()?;
     let busybox = fetch_deb(options, &cache, "busybox-static")?;
     let wanted = candidate(options, &cache, &newest_matching(options, KERNEL)?)?;
-    let entry = Path::new("guests").join(format!("{}_{}_{}", wanted.name, wanted.version, MODULES.join("+")));
+    // The names of all modules would be too long for that of a folder.
+    let modules = &sha256(MODULES.join("\n").as_bytes())[..16];
+    let entry = Path::new("guests").join(format!("{}_{}_{modules}", wanted.name, wanted.version));
     if let Found::Entry(folder) = cache.find(&entry) {
         return Ok(folder);
     }
