@@ -356,6 +356,14 @@ impl HostileGuest {
         self.done(&Task::Out { port, value }).map(drop)
     }
 
+    /// Writes four bytes to a port, and is there afterwards to say so.
+    ///
+    /// # Errors
+    /// A fault of the guest's.
+    pub fn writes_wide_port(&mut self, port: u16, value: u32) -> anyhow::Result<()> {
+        self.done(&Task::OutWide { port, value }).map(drop)
+    }
+
     /// Writes a byte to a port that resets the machine; it comes up again.
     ///
     /// # Errors

@@ -115,8 +115,8 @@ impl Driver {
     /// # Errors
     /// A fault of the guest's.
     pub fn start(guest: &mut HostileGuest, rings: Rings, features: u64) -> anyhow::Result<(Self, u64)> {
-        guest.done(&Task::OutWide { port: PCI_ADDRESS_PORT, value: 1 << 31 | SLOT << 11 | COMMAND })?;
-        guest.done(&Task::OutWide { port: PCI_DATA_PORT, value: MEMORY_AND_MASTER })?;
+        guest.writes_wide_port(PCI_ADDRESS_PORT, 1 << 31 | SLOT << 11 | COMMAND)?;
+        guest.writes_wide_port(PCI_DATA_PORT, MEMORY_AND_MASTER)?;
         let mut set = |register, value| guest.sets(register, value);
         set(STATUS, 0)?;
         set(STATUS, ACKNOWLEDGE)?;
