@@ -9,11 +9,13 @@
 //! A fault of the guest's is a reply, so a refused access does not end the guest. Each wait has a limit, the whole guest
 //! has one, and `umbra` is killed when the [`HostileGuest`] is dropped. A task costs a few milliseconds in the lab.
 
+pub mod disk;
 pub mod image;
 mod program;
 mod task;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -61,11 +63,13 @@ pub struct Boot<'a> {
     pub conversions: Option<&'a str>,
     /// Whether the API serves.
     pub api: bool,
+    /// The image of a disk, the only device on the bus; there is none without.
+    pub disk: Option<&'a Path>,
 }
 
 impl Default for Boot<'_> {
     fn default() -> Self {
-        Self { isolation: Isolation::Software, memory: "64M", cgroup: None, conversions: None, api: false }
+        Self { isolation: Isolation::Software, memory: "64M", cgroup: None, conversions: None, api: false, disk: None }
     }
 }
 
@@ -125,6 +129,9 @@ impl HostileGuest {
         command.args(["--platform", &format!("isolation={}", boot.isolation)]);
         if let Some(conversions) = boot.conversions {
             command.args(["--conversions", conversions]);
+        }
+        if let Some(disk) = boot.disk {
+            command.args(["--disk", &format!("path={}", disk.display())]);
         }
         if boot.api {
             command.arg("--api-socket").arg(folder.path().join("api"));
@@ -347,6 +354,14 @@ impl HostileGuest {
     /// A fault of the guest's.
     pub fn writes_port(&mut self, port: u16, value: u8) -> anyhow::Result<()> {
         self.done(&Task::Out { port, value }).map(drop)
+    }
+
+    /// Writes four bytes to a port, and is there afterwards to say so.
+    ///
+    /// # Errors
+    /// A fault of the guest's.
+    pub fn writes_wide_port(&mut self, port: u16, value: u32) -> anyhow::Result<()> {
+        self.done(&Task::OutWide { port, value }).map(drop)
     }
 
     /// Writes a byte to a port that resets the machine; it comes up again.

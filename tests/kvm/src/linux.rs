@@ -8,8 +8,11 @@
 
 #[path = "../../lab/src/cpio.rs"]
 mod cpio;
+pub mod exchange;
 pub mod initramfs;
 pub mod machine;
+pub mod namespace;
+mod program;
 
 use std::path::PathBuf;
 

@@ -21,6 +21,9 @@ pub const WRITE_MSR: u32 = 7;
 pub const READ_MSR: u32 = 8;
 pub const OUT: u32 = 9;
 pub const TRIPLE_FAULT: u32 = 10;
+pub const LOAD: u32 = 11;
+pub const STORE: u32 = 12;
+pub const OUT_WIDE: u32 = 13;
 
 /// A task. Guest memory is named by its own address and the alias to use: that for private or that for shared pages.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +48,12 @@ pub enum Task {
     Out { port: u16, value: u8 },
     /// Fault without any handler.
     TripleFault,
+    /// Answers 1, 2, 4 or 8 bytes, read in one access.
+    Load { alias: PageState, gpa: u64, bytes: u8 },
+    /// Write 1, 2, 4 or 8 bytes in one access.
+    Store { alias: PageState, gpa: u64, bytes: u8, value: u64 },
+    /// Write four bytes to a port.
+    OutWide { port: u16, value: u32 },
 }
 
 impl Task {
@@ -65,6 +74,9 @@ impl Task {
             Self::ReadMsr { index } => [READ_MSR.into(), index.into(), 0, 0, 0],
             Self::Out { port, value } => [OUT.into(), port.into(), value.into(), 0, 0],
             Self::TripleFault => [TRIPLE_FAULT.into(), 0, 0, 0, 0],
+            Self::Load { alias, gpa, bytes } => [LOAD.into(), view(alias, gpa), bytes.into(), 0, 0],
+            Self::Store { alias, gpa, bytes, value } => [STORE.into(), view(alias, gpa), bytes.into(), value, 0],
+            Self::OutWide { port, value } => [OUT_WIDE.into(), port.into(), value.into(), 0, 0],
         };
         words.into_iter().flat_map(u64::to_le_bytes).collect()
     }

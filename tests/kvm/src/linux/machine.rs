@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
@@ -55,18 +55,43 @@ pub struct Linux {
 /// How long a guest may be silent: it is emulated, and the machine may be busy.
 const LIMIT: Duration = Duration::from_secs(240);
 
+/// Waits until something is so.
+///
+/// # Errors
+/// It is not for as long as a guest may be silent, which `failure` is said of; or what `condition` says.
+pub fn wait_until(failure: &str, mut condition: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    while !condition()? {
+        ensure!(Instant::now() < deadline, "{failure}");
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
 impl Linux {
     /// Boots a guest with the devices of `configure`.
     ///
     /// # Errors
     /// A host that can't do it, or a machine that can't be built.
     pub fn boot(boot: &Boot<'_>, configure: impl FnOnce(&mut VmConfig)) -> anyhow::Result<Self> {
+        Self::boot_with(boot, &[], configure)
+    }
+
+    /// The same, with programs of this machine that the guest's script may run.
+    ///
+    /// # Errors
+    /// As [`Linux::boot`].
+    pub fn boot_with(
+        boot: &Boot<'_>,
+        programs: &[&Path],
+        configure: impl FnOnce(&mut VmConfig),
+    ) -> anyhow::Result<Self> {
         let hypervisor = require_caps(&[])?;
         require(hypervisor.caps(), boot.isolation.requirements())?;
         let parts = folder()?;
         let own = tempfile::tempdir().context("cannot make a folder")?;
         let at = |name: &str| -> PathBuf { own.path().join(name) };
-        std::fs::write(at("initramfs"), initramfs::build(&parts, boot.modules, boot.script)?)?;
+        std::fs::write(at("initramfs"), initramfs::build(&parts, boot.modules, programs, boot.script)?)?;
         let mut config = VmConfig {
             kernel: parts.join("vmlinuz"),
             initramfs: Some(at("initramfs")),
@@ -101,6 +126,13 @@ impl Linux {
     /// The machine.
     pub fn handle(&self) -> &MachineHandle {
         &self.handle
+    }
+
+    /// What the guest's console has shown so far, for failures.
+    pub fn console(&mut self) -> String {
+        // What can't be read is not shown.
+        let _ = self.read();
+        format!("its console: {}", self.text)
     }
 
     /// The next thing that the script says.
@@ -157,12 +189,9 @@ impl Linux {
     /// # Errors
     /// It keeps it.
     pub fn lets_go(&self, id: &str) -> anyhow::Result<()> {
-        let deadline = Instant::now() + LIMIT;
         let devices = self.handle.devices();
-        while devices.list().iter().any(|device| device.id == id) {
-            ensure!(Instant::now() < deadline, "the guest keeps {id}; its console: {}", self.text);
-            std::thread::sleep(POLL);
-        }
+        let is_gone = || Ok(devices.list().iter().all(|device| device.id != id));
+        wait_until(&format!("the guest keeps {id}; its console: {}", self.text), is_gone)?;
         ensure!(!devices.counters().contains_key(id), "{id} still counts");
         Ok(())
     }

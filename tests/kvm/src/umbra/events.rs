@@ -28,6 +28,8 @@ pub struct Statistics {
     pub conversions_host: u64,
     /// Requests that were refused or failed.
     pub conversions_failed: u64,
+    /// Accesses that devices were refused.
+    pub accesses_refused: u64,
     /// Memory that pages have left and that is not given back yet, in bytes.
     pub discard_backlog_bytes: u64,
 }
@@ -115,7 +117,7 @@ mod tests {
 
 { "source": "memory", "event": "stats", "properties": {
     "ram_bytes": 3, "private_bytes": 2, "shared_bytes": 1, "conversions_explicit": 4, "conversions_implicit": 5,
-    "conversions_host": 6, "conversions_failed": 7, "discard_backlog_bytes": 0 } }
+    "conversions_host": 6, "conversions_failed": 7, "accesses_refused": 8, "discard_backlog_bytes": 0 } }
 "#;
 
     #[test]

@@ -4,6 +4,7 @@
 //! API says of memory is compared with what the guest sees and what the VMM's memory holds when it is read from outside.
 
 mod bed;
+mod devices;
 mod life;
 mod many;
 mod memory;
@@ -20,7 +21,7 @@ type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let tests = [life::TESTS, memory::TESTS, many::TESTS, steering::TESTS, wire::TESTS];
+    let tests = [devices::TESTS, life::TESTS, memory::TESTS, many::TESTS, steering::TESTS, wire::TESTS];
     let trials = tests.into_iter().flatten().map(|(name, test)| trial(name, *test)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

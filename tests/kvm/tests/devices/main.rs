@@ -1,9 +1,12 @@
 //! Devices, as Debian's kernel finds and uses them.
 
+mod balloon;
 mod console;
 mod disk;
 mod entropy;
+mod network;
 mod power;
+mod sockets;
 
 use std::process::ExitCode;
 
@@ -15,10 +18,11 @@ type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = [console::TESTS, disk::TESTS, entropy::TESTS, power::TESTS]
-        .into_iter()
-        .flatten()
-        .map(|(name, test)| trial(name, *test))
-        .collect();
+    let trials =
+        [balloon::TESTS, console::TESTS, disk::TESTS, entropy::TESTS, network::TESTS, power::TESTS, sockets::TESTS]
+            .into_iter()
+            .flatten()
+            .map(|(name, test)| trial(name, *test))
+            .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

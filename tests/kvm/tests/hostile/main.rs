@@ -5,6 +5,7 @@
 
 mod announcements;
 mod contents;
+mod devices;
 mod growth;
 mod launch;
 mod paravirtual;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         growth::TESTS,
         launch::TESTS,
         reset::TESTS,
+        devices::TESTS,
     ];
     let trials = tests.into_iter().flatten().map(|(name, test)| trial(name, *test)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()

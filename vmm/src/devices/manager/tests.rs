@@ -229,6 +229,9 @@ fn a_slot_is_free_only_when_its_device_has_ended() {
         drop(access);
         ejected.join().unwrap();
     });
+    // What it had is given back as well (a tap, a file), although that access still has its function.
+    assert_eq!(alive.load(Ordering::SeqCst), 1);
+    assert_eq!(lock(&function).counters(), []);
     assert_eq!(manager.add("rng", Some("mine"), Probe::new(&alive)).unwrap().bdf, "0000:00:01.0");
 }
 

@@ -86,7 +86,8 @@ pub struct Platform {
 pub struct VirtioPci {
     id: String,
     // Fields drop in order: the device first, so that nobody uses the rest any more.
-    device: Box<dyn VirtioDevice>,
+    /// None once it has ended: it is given back then, although an access may still hold the function.
+    device: Option<Box<dyn VirtioDevice>>,
     active: Option<Notifiers>,
     config: ConfigSpace,
     places: Places,
@@ -96,8 +97,6 @@ pub struct VirtioPci {
     platform: Platform,
     /// When it was told that the device needs a reset.
     told: Option<Instant>,
-    /// The device is activated no more.
-    ended: bool,
 }
 
 impl VirtioPci {
@@ -117,8 +116,8 @@ impl VirtioPci {
         let (config, places) = capabilities::config_space(device.device_type(), queues, base);
         let interrupts = Arc::new(Interrupts::new(msix.clone(), queues));
         let common = Common::new(offered, required, &sizes);
-        let (id, active, told, ended) = (id.into(), None, None, false);
-        Ok(Self { id, device, active, config, places, common, interrupts, msix, platform, told, ended })
+        let (id, device, active, told) = (id.into(), Some(device), None, None);
+        Ok(Self { id, device, active, config, places, common, interrupts, msix, platform, told })
     }
 
     /// Its name among the machine's devices.
@@ -128,30 +127,30 @@ impl VirtioPci {
 
     /// The machine pauses.
     pub fn pause(&mut self) {
-        self.device.pause();
+        self.device.iter_mut().for_each(|device| device.pause());
     }
 
-    /// The device ends for good: nothing of it works any more, whatever accesses are still under way.
+    /// The device ends for good: nothing of it works any more, and what it had on the host's side is given back, whatever
+    /// accesses are still under way.
     pub fn end(&mut self) {
-        self.ended = true;
         self.reset();
+        self.device = None;
     }
 
     /// The machine goes on.
     pub fn resume(&mut self) {
-        self.device.resume();
+        self.device.iter_mut().for_each(|device| device.resume());
     }
 
     /// What the device has counted so far, by name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.device.counters()
+        self.device.as_ref().map(|device| device.counters()).unwrap_or_default()
     }
 
     fn apply(&mut self, change: Change) {
         match change {
             Change::None => {}
             Change::Reset => self.reset(),
-            Change::Activate if self.ended => {}
             Change::Activate => {
                 if let Err(error) = self.activate() {
                     let reason = crate::error::chain(&error);
@@ -161,7 +160,7 @@ impl VirtioPci {
                     } else {
                         tracing::debug!("{} needs a reset: {reason}", self.id);
                     }
-                    self.device.deactivate();
+                    self.stop();
                     self.common.need_reset();
                     super::Interrupt::config_changed(&*self.interrupts);
                 }
@@ -169,14 +168,19 @@ impl VirtioPci {
         }
     }
 
+    fn stop(&mut self) {
+        self.device.iter_mut().for_each(|device| device.deactivate());
+    }
+
     fn reset(&mut self) {
-        self.device.deactivate();
+        self.stop();
         self.active = None;
         self.common.reset();
         self.interrupts.reset();
     }
 
     fn activate(&mut self) -> std::result::Result<(), ActivateError> {
+        let Some(device) = &mut self.device else { return Ok(()) };
         let view = self.platform.memory.view(&self.id);
         let features = self.common.features();
         let mut notifiers = Notifiers::new(self.platform.vm.clone());
@@ -190,7 +194,7 @@ impl VirtioPci {
             queues.push(ActiveQueue { index, queue, notified });
         }
         let (memory, interrupt) = (self.platform.memory.clone(), self.interrupts.clone());
-        self.device.activate(Activation { memory, features, queues, interrupt })?;
+        device.activate(Activation { memory, features, queues, interrupt })?;
         notifiers.place(self.config.memory().map(|base| base + NOTIFY));
         // What the driver has made available by now, it may have said already.
         notifiers.notify_all();
@@ -271,7 +275,7 @@ impl Function for VirtioPci {
         match offset - within {
             COMMON => self.common.read(&self.interrupts, within, data),
             ISR => self.interrupts.read_status(within, data),
-            DEVICE => self.device.read_config(within, data),
+            DEVICE => self.device.iter().for_each(|device| device.read_config(within, data)),
             TABLE => self.msix.read_table(within, data),
             PENDING => self.msix.read_pending(within, data),
             _ => {}
@@ -285,7 +289,7 @@ impl Function for VirtioPci {
                 let change = self.common.write(&self.interrupts, within, data);
                 self.apply(change);
             }
-            DEVICE => self.device.write_config(within, data),
+            DEVICE => self.device.iter_mut().for_each(|device| device.write_config(within, data)),
             TABLE => self.msix.write_table(within, data),
             // What KVM doesn't serve: before it was told, or where another function's memory is as well.
             NOTIFY => {
@@ -300,7 +304,7 @@ impl Function for VirtioPci {
 
 impl Drop for VirtioPci {
     fn drop(&mut self) {
-        self.device.deactivate();
+        self.stop();
         // Whoever still holds the vectors sends nothing any more.
         self.msix.set_control(0);
     }

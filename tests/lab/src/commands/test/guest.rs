@@ -7,14 +7,26 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cache::{Cache, Found};
+use crate::cache::{Cache, Found, sha256};
 use crate::options::Options;
 use crate::packages::{candidate, download, fetch_deb, newest_matching, unpack};
 
 /// The kernel's package: the one that `cargo lab demo` boots.
 const KERNEL: &str = "linux-image-6.12*-cloud-amd64";
 /// Modules that tests load.
-const MODULES: [&str; 4] = ["button", "evdev", "virtio-rng", "virtio_blk"];
+const MODULES: [&str; 11] = [
+    "button",
+    "evdev",
+    "failover",
+    "net_failover",
+    "virtio-rng",
+    "virtio_balloon",
+    "virtio_blk",
+    "virtio_net",
+    "vmw_vsock_virtio_transport",
+    "vmw_vsock_virtio_transport_common",
+    "vsock",
+];
 /// What is left out of the package when it is unpacked.
 const LEFT_OUT: [&str; 2] = ["./usr/share/doc", "./usr/share/man"];
 
@@ -23,7 +35,9 @@ pub fn prepare(options: &Options) -> Result<PathBuf> {
     let cache = Cache::open()?;
     let busybox = fetch_deb(options, &cache, "busybox-static")?;
     let wanted = candidate(options, &cache, &newest_matching(options, KERNEL)?)?;
-    let entry = Path::new("guests").join(format!("{}_{}_{}", wanted.name, wanted.version, MODULES.join("+")));
+    // The names of all modules would be too long for that of a folder.
+    let modules = &sha256(MODULES.join("\n").as_bytes())[..16];
+    let entry = Path::new("guests").join(format!("{}_{}_{modules}", wanted.name, wanted.version));
     if let Found::Entry(folder) = cache.find(&entry) {
         return Ok(folder);
     }
