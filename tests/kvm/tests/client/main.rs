@@ -65,7 +65,7 @@ fn lives() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
     fs::copy(guest.join("vmlinuz"), at("vmlinuz")).context("cannot copy the guest's kernel")?;
-    fs::write(at("initramfs"), initramfs::build(&guest, &["virtio_blk", "evdev", "button"], SCRIPT)?)?;
+    fs::write(at("initramfs"), initramfs::build(&guest, &["virtio_blk", "evdev", "button"], &[], SCRIPT)?)?;
     fs::File::create(at("image"))?.set_len(8 << 20)?;
 
     let socket = at("api");
