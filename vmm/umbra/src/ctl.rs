@@ -11,6 +11,8 @@ mod watch;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,14 +30,17 @@ Examples:
   umbra ctl --socket /run/umbra.sock memory map --svg memory.svg")]
 pub struct Args {
     /// The socket.
-    #[arg(long, value_name = "PATH", env = "UMBRA_SOCKET")]
-    socket: PathBuf,
+    #[arg(long, global = true, value_name = "PATH", env = "UMBRA_SOCKET")]
+    socket: Option<PathBuf>,
     /// Write the API's JSON.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
     command: Command,
 }
+
+/// How long an answer may take before that is told.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What commands work with.
 pub struct Session {
@@ -44,7 +49,8 @@ pub struct Session {
 }
 
 pub fn ctl(args: &Args) -> anyhow::Result<ExitCode> {
-    let session = Session { client: Client::new(&args.socket), json: args.json };
+    let socket = args.socket.as_ref().context("say which socket umbra serves: --socket PATH, or UMBRA_SOCKET")?;
+    let session = Session { client: Client::new(socket), json: args.json };
     match session.run(&args.command) {
         Err(error) if !error.is::<Closed>() => Err(error),
         _ => Ok(ExitCode::SUCCESS),
@@ -53,7 +59,15 @@ pub fn ctl(args: &Args) -> anyhow::Result<ExitCode> {
 
 impl Session {
     fn call(&self, operation: &str, query: &[(&str, String)], body: Option<&Value>) -> anyhow::Result<Answer> {
-        Ok(self.client.call(operation, query, body, "application/json")?)
+        let (answered, answer) = mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            if answer.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("umbra: no answer yet: what serves the socket is busy, or has been stopped");
+            }
+        });
+        let result = self.client.call(operation, query, body, "application/json");
+        drop(answered);
+        Ok(result?)
     }
 
     /// Calls an operation and shows its answer, as a table by `show` or as it is.

@@ -19,7 +19,7 @@ pub struct Completions {
 #[derive(clap::Args)]
 #[command(after_help = "Example: umbra manual /usr/local/share/man/man1")]
 pub struct Manual {
-    /// The folder, which must exist.
+    /// The folder. It is made if need be.
     folder: PathBuf,
 }
 
@@ -33,6 +33,8 @@ pub fn completions(args: &Completions) -> anyhow::Result<ExitCode> {
 pub fn manual(args: &Manual) -> anyhow::Result<ExitCode> {
     let mut command = crate::Cli::command();
     command.build();
+    let folder = &args.folder;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     page(&command, "umbra", &args.folder)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -56,11 +58,13 @@ mod tests {
     #[test]
     fn there_is_a_page_for_each_command() {
         let folder = tempfile::tempdir().unwrap();
-        manual(&Manual { folder: folder.path().to_owned() }).unwrap();
+        let folder = folder.path().join("man/man1");
+        manual(&Manual { folder: folder.clone() }).unwrap();
         for name in ["umbra", "umbra-run", "umbra-ctl", "umbra-ctl-memory-map"] {
-            let text = std::fs::read_to_string(folder.path().join(format!("{name}.1"))).unwrap();
+            let text = std::fs::read_to_string(folder.join(format!("{name}.1"))).unwrap();
             assert!(text.contains(".SH NAME"), "{name}");
         }
-        assert!(manual(&Manual { folder: folder.path().join("none") }).is_err());
+        // A page is no folder.
+        assert!(manual(&Manual { folder: folder.join("umbra.1") }).is_err());
     }
 }
