@@ -9,10 +9,10 @@ use rustix::io::Errno;
 use crate::{Backing, Error, GuestMemfd, Result};
 
 /// The bytes of a backing that have memory, as runs of whole pages: those that were touched and not discarded since. Of
-/// any shared memory, and of private memory of the model's.
+/// any shared memory with a file, and of private memory of the model's.
 ///
 /// # Errors
-/// Private memory of KVM's.
+/// Private memory of KVM's; anonymous memory.
 pub fn allocated(backing: &Backing) -> Result<Vec<Range<u64>>> {
     runs(backing).map_err(|errno| Error::Failed {
         operation: "find",
@@ -22,16 +22,17 @@ pub fn allocated(backing: &Backing) -> Result<Vec<Range<u64>>> {
 }
 
 fn runs(backing: &Backing) -> std::result::Result<Vec<Range<u64>>, Errno> {
+    let file = backing.file().ok_or(Errno::BADF)?;
     let mut runs = Vec::new();
     let mut end = 0;
     loop {
-        let start = match rustix::fs::seek(backing.file(), SeekFrom::Data(end)) {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(end)) {
             // Nothing from there on.
             Err(Errno::NXIO) => return Ok(runs),
             start => start?,
         };
         // There is a hole behind the end of every file.
-        end = rustix::fs::seek(backing.file(), SeekFrom::Hole(start))?;
+        end = rustix::fs::seek(file, SeekFrom::Hole(start))?;
         runs.push(start..end);
     }
 }
