@@ -4,7 +4,7 @@
 //! parameters in RSI. That is all for `none`.
 //!
 //! With `software` nobody can write private memory but the guest, so the guest begins in the shared alias with a page of
-//! launch code (`stub.rs`). It copies the low memory, the ACPI tables, the kernel and the initramfs from the shared to the
+//! launch code (`stub.rs`). It copies the boot parameters, the ACPI tables, the kernel and the initramfs from the shared to the
 //! private alias, goes on in its own private copy, loads page tables that lie in private memory and map it, writes to
 //! [`LAUNCH_PORT`](super::map::LAUNCH_PORT) and enters the kernel. On that write the VMM makes all RAM private, which
 //! frees the shared copies.
@@ -15,6 +15,7 @@
 //! A plan is pure data. Everything in it lies inside RAM and nothing overlaps, or there is no plan.
 
 pub mod parking;
+mod sparse;
 mod stub;
 
 use std::borrow::Cow;
@@ -27,7 +28,7 @@ use super::boot_params::{self, KernelHeader};
 use super::image::KernelImage;
 use super::map::{
     ACPI_END, ACPI_START, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_ROOM, GDT, LAUNCH_CODE, LAUNCH_LIST,
-    LAUNCH_PLAIN_TABLES, LAUNCH_TABLES, LOW_END, PAGE_TABLES, PARKING_CODE, PARKING_TABLES,
+    LAUNCH_PLAIN_TABLES, LAUNCH_TABLES, PAGE_TABLES, PARKING_CODE, PARKING_TABLES,
 };
 use super::{MemoryLayout, acpi, paging};
 
@@ -149,21 +150,19 @@ pub fn plan<'a>(
         blobs.push(Blob { gpa: PARKING_CODE, data: parking::code().into() });
         blobs.push(Blob { gpa: PARKING_TABLES, data: parking::tables(mark).into() });
     }
-    let payload = kernel
-        .segments()
-        .map(|segment| Blob { gpa: segment.gpa, data: segment.data.into() })
-        .chain([Blob { gpa: initramfs_gpa, data: initramfs.into() }])
-        .filter(|blob| !blob.data.is_empty());
-    let payload: Vec<Blob<'_>> = payload.collect();
+    let mut left = sparse::MOST;
+    for (gpa, data) in kernel.segments().map(|segment| (segment.gpa, segment.data)).chain([(initramfs_gpa, initramfs)])
+    {
+        blobs.extend(sparse::pieces(gpa, data, &mut left).map(|(gpa, data)| Blob { gpa, data: data.into() }));
+    }
 
     let mut registers = Registers { rflags: 2, rip: kernel.entry(), rsi: BOOT_PARAMS, ..Default::default() };
     let mut cr3 = PAGE_TABLES;
     if layout.c_bit().is_some() {
-        let copied = [(0, LOW_END), (ACPI_START, ACPI_END - ACPI_START)]
-            .into_iter()
-            .chain(payload.iter().map(|blob| (blob.gpa, blob.data.len() as u64)));
-        let window = paging::view_start(1);
         blobs.push(Blob { gpa: LAUNCH_CODE, data: stub::code().into() });
+        // All but what only the launch code uses, and only until it has copied.
+        let copied = blobs.iter().map(|blob| (blob.gpa, blob.data.len() as u64));
+        let window = paging::view_start(1);
         blobs.push(Blob { gpa: LAUNCH_LIST, data: stub::copy_list(copied).into() });
         blobs.push(Blob { gpa: LAUNCH_PLAIN_TABLES, data: paging::identity(LAUNCH_PLAIN_TABLES, 0).into() });
         let views = [PAGE_TABLES, LAUNCH_PLAIN_TABLES].map(paging::identity_directories);
@@ -178,7 +177,6 @@ pub fn plan<'a>(
         });
         cr3 = LAUNCH_TABLES;
     }
-    blobs.extend(payload);
     let parking = parks.then_some(Parking { cr3: PARKING_TABLES | mark });
     Ok(Launch { blobs, registers, cr3, announces: layout.c_bit().is_some(), parking })
 }
