@@ -15,7 +15,7 @@ use hypervisor::{Exit, MapGpaRange, MapGpaRangeReply, MemoryFault, Vcpu};
 use crate::devices::Devices;
 use crate::devices::power::PowerRequest;
 use crate::error::chain;
-use crate::machine::{Control, Order, Starts};
+use crate::machine::{Control, LaunchWindow, Order, Starts};
 use crate::memory::{ConversionError, GuestRam};
 use crate::paravirtual::{self, MsrAnswer};
 use crate::{Error, Result, Stop};
@@ -36,6 +36,8 @@ pub(crate) struct VcpuContext {
     pub(crate) starts: Arc<Starts>,
     /// What the processor is at.
     pub(crate) phase: Phase,
+    /// What it copies while it is launching.
+    pub(crate) window: Option<LaunchWindow>,
 }
 
 /// What an exit comes to.
@@ -165,6 +167,9 @@ impl VcpuContext {
                 Next::Run
             }
             Exit::IoOut { port: LAUNCH_PORT, .. } if self.phase == Phase::Launching => {
+                if let Some(window) = self.window.take() {
+                    window.close()?;
+                }
                 self.until_done(|| self.ram.make_all_private())?;
                 self.phase = Phase::Running;
                 self.control.launch();
@@ -413,7 +418,15 @@ pub(crate) mod tests {
         let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
         let manager = DeviceManager::new(vm, ram.devices().clone(), true).unwrap();
         let devices = Arc::new(Devices { serial, console: None, cmos: Cmos::new(), manager });
-        VcpuContext { id: 0, ram, devices, control, starts: Arc::new(Starts::new(Vec::new())), phase: Phase::Running }
+        VcpuContext {
+            id: 0,
+            ram,
+            devices,
+            control,
+            starts: Arc::new(Starts::new(Vec::new())),
+            phase: Phase::Running,
+            window: None,
+        }
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! Linux is entered at its 64-bit entry (Linux `Documentation/arch/x86/boot.rst`): long mode, identity page tables, boot
 //! parameters in RSI. That is all for `none`.
 //!
-//! With `software` nobody can write private memory but the guest, so the guest begins in the shared alias with a page of
-//! launch code (`stub.rs`). It copies the boot parameters, the ACPI tables, the kernel and the initramfs from the shared to the
-//! private alias, goes on in its own private copy, loads page tables that lie in private memory and map it, writes to
-//! [`LAUNCH_PORT`](super::map::LAUNCH_PORT) and enters the kernel. On that write the VMM makes all RAM private, which
-//! frees the shared copies.
+//! With `software` nobody can write private memory but the guest, so the guest begins with a page of launch code (`stub.rs`)
+//! in the *launch window*: memory beside RAM, which is there for this alone ([`MemoryLayout::launch_window`]). The code copies
+//! the boot parameters, the ACPI tables, the kernel and the initramfs from the window to private RAM, goes on in its own
+//! private copy, loads page tables that lie in private memory and map it, writes to
+//! [`LAUNCH_PORT`](super::map::LAUNCH_PORT) and enters the kernel. On that write the VMM makes all RAM private and takes the
+//! window away. RAM's own shared side is never used for this: it would be in small pages, each of which the guest would have
+//! to fault in.
 //!
 //! The other processors wait for the guest in the private ACPI area (`parking.rs`). With `none` they wait for INIT and
 //! SIPI, as those of a PC do, and nothing is planned for them.
@@ -20,8 +22,8 @@ mod stub;
 
 use std::borrow::Cow;
 
-use hypervisor::PAGE_SIZE;
 use hypervisor::x86_64::{Registers, Segment, SpecialRegisters};
+use hypervisor::{GpaRange, PAGE_SIZE};
 
 use super::acpi::ProcessorStart;
 use super::boot_params::{self, KernelHeader};
@@ -44,8 +46,10 @@ pub struct Blob<'a> {
 /// What must be in place before the guest's first instruction.
 #[derive(Debug, Clone)]
 pub struct Launch<'a> {
-    /// Contents of memory, in the shared alias. Everything else is zero.
+    /// Contents of memory: of the launch window, if there is one, and of RAM otherwise. Everything else is zero.
     pub blobs: Vec<Blob<'a>>,
+    /// The launch window, and what of private memory its contents go to; both are guest addresses.
+    pub window: Option<Window>,
     /// The boot processor's general registers.
     pub registers: Registers,
     /// The address of its page tables.
@@ -54,6 +58,15 @@ pub struct Launch<'a> {
     pub announces: bool,
     /// Where the other processors wait for the guest; `None` if they wait for INIT.
     pub parking: Option<Parking>,
+}
+
+/// What launch code copies, from where to where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// The window. What belongs at an address of RAM lies so far behind its start.
+    pub range: GpaRange,
+    /// Whole pages, of the private alias.
+    pub copied_to: Vec<GpaRange>,
 }
 
 /// Where processors wait until the guest wakes them through its mailbox.
@@ -158,27 +171,37 @@ pub fn plan<'a>(
 
     let mut registers = Registers { rflags: 2, rip: kernel.entry(), rsi: BOOT_PARAMS, ..Default::default() };
     let mut cr3 = PAGE_TABLES;
-    if layout.c_bit().is_some() {
+    let mut window = None;
+    if let Some(range) = layout.launch_window() {
         blobs.push(Blob { gpa: LAUNCH_CODE, data: stub::code().into() });
         // All but what only the launch code uses, and only until it has copied.
         let copied = blobs.iter().map(|blob| (blob.gpa, blob.data.len() as u64));
-        let window = paging::view_start(1);
+        let copied_to = copied.clone().filter_map(|(gpa, size)| whole_pages(gpa | mark, size)).collect();
         blobs.push(Blob { gpa: LAUNCH_LIST, data: stub::copy_list(copied).into() });
-        blobs.push(Blob { gpa: LAUNCH_PLAIN_TABLES, data: paging::identity(LAUNCH_PLAIN_TABLES, 0).into() });
-        let views = [PAGE_TABLES, LAUNCH_PLAIN_TABLES].map(paging::identity_directories);
-        blobs.push(Blob { gpa: LAUNCH_TABLES, data: paging::views(LAUNCH_TABLES, &views).into() });
+        // These tables lie in the window, and show it.
+        let place = range.start();
+        blobs.push(Blob { gpa: LAUNCH_PLAIN_TABLES, data: paging::identity(LAUNCH_PLAIN_TABLES, place).into() });
+        let views = [PAGE_TABLES, LAUNCH_PLAIN_TABLES].map(|tables| paging::identity_directories(tables) | place);
+        cr3 = LAUNCH_TABLES | place;
+        blobs.push(Blob { gpa: LAUNCH_TABLES, data: paging::views(cr3, &views).into() });
         registers = stub::entry(stub::Entry {
-            window,
+            window: paging::view_start(1),
             code: LAUNCH_CODE,
             list: LAUNCH_LIST,
             kernel_tables: PAGE_TABLES | mark,
             boot_params: BOOT_PARAMS,
             kernel_entry: kernel.entry(),
         });
-        cr3 = LAUNCH_TABLES;
+        window = Some(Window { range, copied_to });
     }
     let parking = parks.then_some(Parking { cr3: PARKING_TABLES | mark });
-    Ok(Launch { blobs, registers, cr3, announces: layout.c_bit().is_some(), parking })
+    Ok(Launch { blobs, window, registers, cr3, announces: layout.c_bit().is_some(), parking })
+}
+
+/// The pages that these bytes touch.
+fn whole_pages(gpa: u64, size: u64) -> Option<GpaRange> {
+    let start = gpa & !(PAGE_SIZE - 1);
+    GpaRange::new(start, (gpa - start).checked_add(size)?.checked_next_multiple_of(PAGE_SIZE)?).ok()
 }
 
 impl Launch<'_> {

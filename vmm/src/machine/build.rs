@@ -10,11 +10,11 @@ use arch::x86_64::image::KernelImage;
 use arch::x86_64::launch::{self, Launch};
 use arch::x86_64::map::SERIAL_GSI;
 use arch::x86_64::{MemoryLayout, cpuid, msr};
-use hypervisor::{Hypervisor, Vcpu};
+use hypervisor::{Capability, Hypervisor, Vcpu};
 use rustix::fs::OFlags;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Control, Machine};
+use super::{Control, LaunchWindow, Machine, launch_window};
 use crate::config::{ConsoleConfig, SerialConfig, VmConfig};
 use crate::console::Output;
 use crate::devices::Devices;
@@ -72,8 +72,12 @@ pub(super) fn build(
         ..RamOptions::default()
     };
     let ram = GuestRam::new(vm.clone(), layout, options)?;
+    let window = launch.window.as_ref().map(|window| LaunchWindow::open(vm.clone(), window.range)).transpose()?;
     for blob in &launch.blobs {
-        ram.write(blob.gpa, &blob.data)?;
+        match &window {
+            Some(window) => window.write(blob.gpa, &blob.data)?,
+            None => ram.write(blob.gpa, &blob.data)?,
+        }
     }
     let line = EventFd::new(EFD_NONBLOCK).map_err(Error::system("create an interrupt line"))?;
     vm.register_irqfd(&line, SERIAL_GSI)?;
@@ -83,6 +87,11 @@ pub(super) fn build(
         vcpu.set_cpuid(&leaves)?;
         let phase = set_up(&*vcpu, id, &launch)?;
         vcpus.push((vcpu, phase));
+    }
+    if let (Some(window), Some((boot, _))) = (&launch.window, vcpus.first())
+        && hypervisor.caps().has(Capability::PreFault)
+    {
+        launch_window::populate(&**boot, window);
     }
     let interrupters = vcpus.iter().map(|(vcpu, _)| vcpu.interrupter()).collect::<hypervisor::Result<_>>()?;
     let control = Arc::new(Control::new(interrupters, !launch.announces));
@@ -99,7 +108,7 @@ pub(super) fn build(
     let console = console.filter(|_| config.console == ConsoleConfig::Tty);
     let devices = Devices { serial, console, cmos: Cmos::new(), manager };
     let terminal = config.serial == SerialConfig::Tty || config.console == ConsoleConfig::Tty;
-    Ok(Machine { isolation, vcpus, ram, devices: Arc::new(devices), control, terminal, vm })
+    Ok(Machine { isolation, vcpus, ram, devices: Arc::new(devices), control, terminal, window, vm })
 }
 
 /// Reads a file of at most `limit` bytes. Files may be larger than memory; devices and pipes may have no end, or make whoever

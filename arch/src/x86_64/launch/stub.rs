@@ -1,8 +1,8 @@
-//! The launch code of `software` isolation: one page that copies the guest's first memory from the shared to the private
-//! alias.
+//! The launch code of `software` isolation: one page that copies the guest's first memory from the launch window to private
+//! RAM.
 //!
-//! It starts in the *window*, where its page tables show the shared alias, and at the lowest addresses they show the
-//! private one. It never returns to the shared alias once it has left it. It uses no stack.
+//! It starts where its page tables show the window, and at the lowest addresses they show private RAM. It never returns to the
+//! window once it has left it. It uses no stack.
 #![expect(unsafe_code, reason = "the code is assembled into this program and read from there")]
 
 use hypervisor::x86_64::Registers;
