@@ -48,7 +48,7 @@ pub struct Blob<'a> {
 pub struct Launch<'a> {
     /// Contents of memory: of the launch window, if there is one, and of RAM otherwise. Everything else is zero.
     pub blobs: Vec<Blob<'a>>,
-    /// The launch window, and what of private memory its contents go to; both are guest addresses.
+    /// The launch window.
     pub window: Option<Window>,
     /// The boot processor's general registers.
     pub registers: Registers,
@@ -60,14 +60,26 @@ pub struct Launch<'a> {
     pub parking: Option<Parking>,
 }
 
-/// What launch code copies, from where to where.
+/// What launch code copies from, and what of private memory is worth populating before it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
     /// The window. What belongs at an address of RAM lies so far behind its start.
     pub range: GpaRange,
-    /// Whole pages, of the private alias.
-    pub copied_to: Vec<GpaRange>,
+    /// Private memory that Linux touches until its init, all of it and whatever the guest does: what is copied to, the
+    /// kernel's data, and the memory below the initramfs, which it takes first, from the top down, most of it for bounce buffers
+    /// that it fills with zeros. Whole pages of the private alias, in one go where the host can do that. A guest that does
+    /// without holds that memory all the same.
+    pub touched: Vec<GpaRange>,
 }
+
+/// How much memory Linux takes at its start for bounce buffers, if it believes that its memory is encrypted: 6 % of RAM within
+/// these bounds (Linux `arch/x86/mm/mem_encrypt.c`, `mem_encrypt_setup_arch`).
+const BOUNCE_PERCENT: u64 = 6;
+const LEAST_BOUNCE: u64 = 64 << 20;
+const MOST_BOUNCE: u64 = 1 << 30;
+/// What else it takes of the end of RAM: 64 bytes to describe each page, and some tables.
+const PAGES_PER_DESCRIPTOR_PAGE: u64 = 64;
+const TABLES: u64 = 4 << 20;
 
 /// Where processors wait until the guest wakes them through its mailbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,7 +188,10 @@ pub fn plan<'a>(
         blobs.push(Blob { gpa: LAUNCH_CODE, data: stub::code().into() });
         // All but what only the launch code uses, and only until it has copied.
         let copied = blobs.iter().map(|blob| (blob.gpa, blob.data.len() as u64));
-        let copied_to = copied.clone().filter_map(|(gpa, size)| whole_pages(gpa | mark, size)).collect();
+        let touched = touched(layout, kernel, initramfs_gpa, initramfs.len() as u64);
+        let small = copied.clone().filter(|(gpa, _)| *gpa < ACPI_END);
+        let touched =
+            small.chain(touched).filter_map(|(gpa, size)| whole_pages(gpa, size)?.offset_by(mark).ok()).collect();
         blobs.push(Blob { gpa: LAUNCH_LIST, data: stub::copy_list(copied).into() });
         // These tables lie in the window, and show it.
         let place = range.start();
@@ -192,10 +207,22 @@ pub fn plan<'a>(
             boot_params: BOOT_PARAMS,
             kernel_entry: kernel.entry(),
         });
-        window = Some(Window { range, copied_to });
+        window = Some(Window { range, touched });
     }
     let parking = parks.then_some(Parking { cr3: PARKING_TABLES | mark });
     Ok(Launch { blobs, window, registers, cr3, announces: layout.c_bit().is_some(), parking })
+}
+
+/// What Linux touches of the memory above the first MiB, as addresses and sizes.
+fn touched(layout: &MemoryLayout, kernel: &KernelImage, initramfs: u64, size: u64) -> impl Iterator<Item = (u64, u64)> {
+    let bounce = (layout.size() / 100 * BOUNCE_PERCENT).clamp(LEAST_BOUNCE, MOST_BOUNCE);
+    let room = bounce + layout.size() / PAGES_PER_DESCRIPTOR_PAGE + TABLES;
+    // An initramfs of no bytes has no address either.
+    let (top, end) =
+        if size == 0 { (layout.usable_low_end(), layout.usable_low_end()) } else { (initramfs, initramfs + size) };
+    let start = top.saturating_sub(room).max(kernel.end());
+    let segments: Vec<_> = kernel.segments().map(|segment| (segment.gpa, segment.memory_size)).collect();
+    segments.into_iter().chain([(start, end.saturating_sub(start))])
 }
 
 /// The pages that these bytes touch.

@@ -73,12 +73,6 @@ pub(super) fn build(
     };
     let ram = GuestRam::new(vm.clone(), layout, options)?;
     let window = launch.window.as_ref().map(|window| LaunchWindow::open(vm.clone(), window.range)).transpose()?;
-    for blob in &launch.blobs {
-        match &window {
-            Some(window) => window.write(blob.gpa, &blob.data)?,
-            None => ram.write(blob.gpa, &blob.data)?,
-        }
-    }
     let line = EventFd::new(EFD_NONBLOCK).map_err(Error::system("create an interrupt line"))?;
     vm.register_irqfd(&line, SERIAL_GSI)?;
     let mut vcpus = Vec::with_capacity(leaves.len());
@@ -88,10 +82,17 @@ pub(super) fn build(
         let phase = set_up(&*vcpu, id, &launch)?;
         vcpus.push((vcpu, phase));
     }
-    if let (Some(window), Some((boot, _))) = (&launch.window, vcpus.first())
-        && hypervisor.caps().has(Capability::PreFault)
-    {
-        launch_window::populate(&**boot, window);
+    let fill = || {
+        launch.blobs.iter().try_for_each(|blob| match &window {
+            Some(window) => window.write(blob.gpa, &blob.data),
+            None => ram.write(blob.gpa, &blob.data),
+        })
+    };
+    match (&launch.window, vcpus.first_mut()) {
+        (Some(window), Some((boot, _))) if hypervisor.caps().has(Capability::PreFault) => {
+            launch_window::populate_meanwhile(&mut **boot, window, fill)?;
+        }
+        _ => fill()?,
     }
     let interrupters = vcpus.iter().map(|(vcpu, _)| vcpu.interrupter()).collect::<hypervisor::Result<_>>()?;
     let control = Arc::new(Control::new(interrupters, !launch.announces));
