@@ -7,8 +7,8 @@
 //! in the *launch window*: memory beside RAM, which is there for this alone ([`MemoryLayout::launch_window`]). The code copies
 //! the boot parameters, the ACPI tables, the kernel and the initramfs from the window to private RAM, goes on in its own
 //! private copy, loads page tables that lie in private memory and map it, writes to
-//! [`LAUNCH_PORT`](super::map::LAUNCH_PORT) and enters the kernel. On that write the VMM makes all RAM private and takes the
-//! window away. RAM's own shared side is never used for this: it would be in small pages, each of which the guest would have
+//! [`LAUNCH_PORT`](super::map::LAUNCH_PORT) and enters the kernel. On that write the VMM takes the window away. RAM is private
+//! from the start. Its shared side is not used for this: it would be in small pages, each of which the guest would have
 //! to fault in.
 //!
 //! The other processors wait for the guest in the private ACPI area (`parking.rs`). With `none` they wait for INIT and

@@ -86,7 +86,9 @@ pub(super) fn build(
         launch.blobs.iter().try_for_each(|blob| match &window {
             Some(window) => window.write(blob.gpa, &blob.data),
             None => ram.write(blob.gpa, &blob.data),
-        })
+        })?;
+        // All that the guest gets is in the window.
+        if window.is_some() { ram.make_all_private().map_err(Error::from) } else { Ok(()) }
     };
     match (&launch.window, vcpus.first_mut()) {
         (Some(window), Some((boot, _))) if hypervisor.caps().has(Capability::PreFault) => {

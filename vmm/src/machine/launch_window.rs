@@ -28,7 +28,7 @@ pub(crate) struct LaunchWindow {
 
 impl LaunchWindow {
     /// Puts zeros before the guest.
-    pub(super) fn open(vm: Arc<dyn Vm>, range: GpaRange) -> Result<Self> {
+    pub(crate) fn open(vm: Arc<dyn Vm>, range: GpaRange) -> Result<Self> {
         let memory = Arc::new(SharedMemory::anonymous(range.len())?);
         let shared = Some(Slice { backing: memory.clone(), offset: 0 });
         vm.add_region(SLOT, &Region { range, shared, private: None })?;
