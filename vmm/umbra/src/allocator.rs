@@ -28,15 +28,14 @@ pub fn give_memory_back() {
 mod tests {
     use super::*;
 
-    /// Bytes that the process has in memory.
-    fn resident() -> u64 {
-        let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss_Anon:")).unwrap();
-        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
-    }
-
     #[test]
     fn what_is_freed_goes_back_even_after_larger_pieces_went() {
+        // Bytes that the process has in memory.
+        let resident = || {
+            let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+            let line = text.lines().find_map(|line| line.strip_prefix("Pss_Anon:")).unwrap();
+            line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+        };
         give_memory_back();
         let large = vec![1u8; 24 << 20];
         drop(std::hint::black_box(large));
