@@ -40,7 +40,8 @@ fn sum(smaps: &str) -> Result<u64> {
         } else if first == "VmFlags:" {
             // The last line of each.
             let undumped = rest.split_whitespace().any(|flag| flag == NOT_IN_CORE_DUMPS);
-            if !mapping.named && !(mapping.anonymous && undumped) {
+            let is_guest_ram = mapping.named || (mapping.anonymous && undumped);
+            if !is_guest_ram {
                 kibibytes = kibibytes.saturating_add(mapping.size);
             }
         }
