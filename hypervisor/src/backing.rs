@@ -1,6 +1,7 @@
 //! The two backings of guest memory, and the regions that put them before a guest.
 //!
-//! [`SharedMemory`] is a memfd that the VMM maps: what the guest shares, devices reach through it. [`GuestMemfd`] is
+//! [`SharedMemory`] is memory that the VMM maps: what the guest shares, devices reach through it. It is a memfd where pages
+//! are converted, and anonymous where they never are: of that the host makes huge pages. [`GuestMemfd`] is
 //! memory of the kernel's that no process can map, read or write. A [`Region`] is one KVM memory slot: a range of guest
 //! addresses with a slice of either or both.
 //!
@@ -18,12 +19,19 @@ use vm_memory::{FileOffset, MmapRegion};
 
 use crate::{Error, GpaRange, PAGE_SIZE, Result};
 
-/// Guest memory that the VMM maps: a memfd and its mapping.
+/// Guest memory that the VMM maps: a memfd and its mapping, or an anonymous mapping.
 #[derive(Debug)]
 pub struct SharedMemory {
-    file: Arc<std::fs::File>,
+    /// None of an anonymous one.
+    file: Option<Arc<std::fs::File>>,
+    // Lies in the addresses below, so it drops first.
     mapping: MmapRegion,
+    /// What an anonymous mapping is a part of.
+    _addresses: Option<MmapRegion>,
 }
+
+/// Size of the huge pages that the host makes of anonymous memory, on x86-64.
+const HUGE_PAGE: usize = 2 << 20;
 
 impl SharedMemory {
     /// Creates `size` bytes of zeroed memory that costs nothing until it is touched, maps them, and keeps them out of
@@ -49,8 +57,40 @@ impl SharedMemory {
             libc::MAP_SHARED | libc::MAP_NORESERVE,
         )
         .map_err(|e| failed("map", io::Error::other(e)))?;
-        advise_dont_dump(&mapping).map_err(|e| failed("keep out of core dumps", e))?;
-        Ok(Self { file, mapping })
+        advise(&mapping, Advice::LinuxDontDump).map_err(|e| failed("keep out of core dumps", e))?;
+        Ok(Self { file: Some(file), mapping, _addresses: None })
+    }
+
+    /// Like [`Self::new`], but anonymous: the host may put huge pages behind it, which spares the guest most of its page
+    /// faults, and takes back single pages of them all the same. A child process does not get it.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    #[expect(unsafe_code, reason = "MmapRegion can't be asked for an alignment")]
+    pub fn anonymous(size: u64) -> Result<Self> {
+        let failed = |operation, source: io::Error| Error::Failed {
+            operation,
+            subject: format!("{size:#x} bytes of anonymous guest memory"),
+            source,
+        };
+        GpaRange::new(0, size)?;
+        let too_large = || failed("map", io::ErrorKind::OutOfMemory.into());
+        let length = usize::try_from(size).map_err(|_| too_large())?;
+        // Guest and host addresses must lie at the same place in a huge page.
+        let room = length.checked_add(HUGE_PAGE).ok_or_else(too_large)?;
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let addresses = MmapRegion::build(None, room, access, flags | libc::MAP_NORESERVE)
+            .map_err(|e| failed("map", io::Error::other(e)))?;
+        let aligned = addresses.as_ptr().wrapping_add(addresses.as_ptr().align_offset(HUGE_PAGE));
+        // SAFETY: `aligned` is less than a huge page behind the start of `addresses`, so these bytes lie in them; they are
+        // mapped as said, and the structure keeps both, of which only `addresses` unmaps anything.
+        let mapping = unsafe { MmapRegion::build_raw(aligned, length, access, flags) }
+            .map_err(|e| failed("map", io::Error::other(e)))?;
+        advise(&mapping, Advice::LinuxDontDump).map_err(|e| failed("keep out of core dumps", e))?;
+        advise(&mapping, Advice::LinuxDontFork).map_err(|e| failed("keep from children", e))?;
+        // A host without huge pages has small ones.
+        let _ = advise(&mapping, Advice::LinuxHugepage);
+        Ok(Self { file: None, mapping, _addresses: Some(addresses) })
     }
 
     /// Size in bytes.
@@ -59,9 +99,10 @@ impl SharedMemory {
     }
 
     /// Size in bytes of the pages in which the host holds it, and takes it back whole: what `fstat` gives as the preferred
-    /// block size (Linux `mm/shmem.c`, `fs/hugetlbfs/inode.c`). 4096 where there are no huge pages.
+    /// block size (Linux `mm/shmem.c`, `fs/hugetlbfs/inode.c`). 4096 where there are no huge pages, and of anonymous memory.
     pub fn huge_page_size(&self) -> u64 {
-        rustix::fs::fstat(&*self.file).map_or(PAGE_SIZE, |stat| (stat.st_blksize as u64).max(PAGE_SIZE))
+        let Some(file) = &self.file else { return PAGE_SIZE };
+        rustix::fs::fstat(&**file).map_or(PAGE_SIZE, |stat| (stat.st_blksize as u64).max(PAGE_SIZE))
     }
 
     /// The mapping: volatile access to the bytes, for those who know that they are shared.
@@ -70,11 +111,25 @@ impl SharedMemory {
     }
 }
 
+/// Gives advice about all of a mapping that changes no contents.
 #[expect(unsafe_code, reason = "madvise takes an address; the mapping is this module's own")]
-fn advise_dont_dump(mapping: &MmapRegion) -> io::Result<()> {
-    // SAFETY: the address and length are those of a live mapping, and MADV_DONTDUMP changes no contents.
-    unsafe { rustix::mm::madvise(mapping.as_ptr().cast(), mapping.size(), Advice::LinuxDontDump) }
-        .map_err(io::Error::from)
+fn advise(mapping: &MmapRegion, advice: Advice) -> io::Result<()> {
+    // SAFETY: the address and length are those of a live mapping, and what is advised changes no contents.
+    unsafe { rustix::mm::madvise(mapping.as_ptr().cast(), mapping.size(), advice) }.map_err(io::Error::from)
+}
+
+/// Gives the memory of whole pages of an anonymous mapping back.
+#[expect(unsafe_code, reason = "madvise takes an address; the mapping is this module's own")]
+fn discard_anonymous(mapping: &MmapRegion, offset: u64, size: u64) -> rustix::io::Result<()> {
+    let (offset, size) = (usize::try_from(offset), usize::try_from(size));
+    let (Ok(offset), Ok(size)) = (offset, size) else { return Err(Errno::INVAL) };
+    if size == 0 || offset.checked_add(size).is_none_or(|end| end > mapping.size()) {
+        return Err(Errno::INVAL);
+    }
+    let start = mapping.as_ptr().wrapping_add(offset);
+    // SAFETY: the bytes lie in a live mapping of memory that is a guest's: nobody has references into it, and whoever reads it
+    // expects that it changes.
+    unsafe { rustix::mm::madvise(start.cast(), size, Advice::LinuxDontNeed) }
 }
 
 /// Guest memory that no process can map: a guest_memfd of one VM.
@@ -118,14 +173,15 @@ impl Backing {
     /// Gives the memory of `size` bytes at `offset` back to the host.
     ///
     /// # Errors
-    /// Bytes that are not whole pages; whatever else `fallocate(PUNCH_HOLE)` says.
+    /// Bytes that are not whole pages; whatever else `fallocate(PUNCH_HOLE)` says, or `madvise` of anonymous memory.
     pub fn discard(&self, offset: u64, size: u64) -> Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let aligned = offset.is_multiple_of(PAGE_SIZE) && size.is_multiple_of(PAGE_SIZE);
         let result = match self {
             // A guest_memfd refuses these bytes, while a memfd would zero them.
             _ if !aligned => Err(Errno::INVAL),
-            _ => rustix::fs::fallocate(self.file(), flags, offset, size),
+            Self::Shared(memory) if memory.file.is_none() => discard_anonymous(&memory.mapping, offset, size),
+            _ => self.file().ok_or(Errno::BADF).and_then(|file| rustix::fs::fallocate(file, flags, offset, size)),
         };
         result.map_err(|errno| self.discard_failed(offset, size, errno.into()))
     }
@@ -139,11 +195,11 @@ impl Backing {
         Error::Failed { operation: "discard", subject, source }
     }
 
-    /// The file behind it.
-    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+    /// The file behind it; anonymous memory has none.
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Shared(memory) => memory.file.as_fd(),
-            Self::Private(memory) => memory.file.as_fd(),
+            Self::Shared(memory) => memory.file.as_ref().map(|file| file.as_fd()),
+            Self::Private(memory) => Some(memory.file.as_fd()),
         }
     }
 }
@@ -227,7 +283,12 @@ mod tests {
 
     #[test]
     fn discarded_shared_memory_reads_zero_and_the_rest_is_kept() {
-        let memory = Arc::new(SharedMemory::new("test", 3 * PAGE_SIZE).unwrap());
+        discarded_reads_zero_and_the_rest_is_kept(SharedMemory::new("test", 3 * PAGE_SIZE).unwrap());
+        discarded_reads_zero_and_the_rest_is_kept(SharedMemory::anonymous(3 * PAGE_SIZE).unwrap());
+    }
+
+    fn discarded_reads_zero_and_the_rest_is_kept(memory: SharedMemory) {
+        let memory = Arc::new(memory);
         let all = memory.mapping().as_volatile_slice();
         all.write_slice(&[7; 3 * PAGE_SIZE as usize], 0).unwrap();
         Backing::Shared(memory.clone()).discard(PAGE_SIZE, PAGE_SIZE).unwrap();
@@ -244,6 +305,25 @@ mod tests {
             let chain =
                 format!("{error} {}", std::error::Error::source(&error).map_or(String::new(), |e| e.to_string()));
             assert!(chain.contains(&format!("{size:#x}")) || chain.contains("empty"), "{chain}");
+        }
+    }
+
+    #[test]
+    fn anonymous_memory_has_room_for_huge_pages_and_refuses_what_is_not_its_own() {
+        let size = 3 * HUGE_PAGE as u64 + PAGE_SIZE;
+        let memory = Arc::new(SharedMemory::anonymous(size).unwrap());
+        assert_eq!((memory.size(), memory.mapping().as_ptr() as usize % HUGE_PAGE), (size, 0));
+        // The last byte is there, too.
+        memory.mapping().as_volatile_slice().write_obj(1u8, size as usize - 1).unwrap();
+        let backing = Backing::Shared(memory);
+        backing.discard(size - PAGE_SIZE, PAGE_SIZE).unwrap();
+        for (offset, bytes) in
+            [(0, 0), (0, 1), (1, PAGE_SIZE), (size, PAGE_SIZE), (PAGE_SIZE, size), (!0xfff, PAGE_SIZE)]
+        {
+            assert!(backing.discard(offset, bytes).is_err(), "{offset:#x} {bytes:#x}");
+        }
+        for size in [0, 1, 4097, u64::MAX, 1 << 62] {
+            assert!(SharedMemory::anonymous(size).is_err(), "{size:#x}");
         }
     }
 

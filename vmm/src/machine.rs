@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `build` | from a configuration to a machine that is ready to run |
 //! | `handle` | steering it from any thread: pause, resume, reset, stop |
+//! | `launch_window` | what the guest of an isolation copies into its private memory first |
 //! | `control` | what its threads are told, and how they are reached |
 //! | `processors` | the vCPUs' threads |
 //! | `starts` | processors that the guest wakes, and the copy of low memory that they need |
@@ -23,6 +24,7 @@ mod control;
 mod ending;
 mod handle;
 mod helpers;
+mod launch_window;
 mod processors;
 mod signal;
 mod starts;
@@ -47,6 +49,7 @@ use processors::Processors;
 
 pub(crate) use control::{Control, Order};
 pub use handle::MachineHandle;
+pub(crate) use launch_window::LaunchWindow;
 pub(crate) use starts::Starts;
 
 /// Why a machine stopped.
@@ -69,6 +72,7 @@ pub struct Machine {
     control: Arc<Control>,
     /// Whether standard input goes to the guest.
     terminal: bool,
+    window: Option<LaunchWindow>,
     vm: Arc<dyn Vm>,
 }
 
@@ -96,7 +100,7 @@ impl Machine {
     /// # Errors
     /// A vCPU that can't go on.
     pub fn run(self, events: &EventMonitor, started: impl FnOnce(MachineHandle)) -> Result<Stop> {
-        let Self { vcpus, ram, devices, control, vm, .. } = self;
+        let Self { vcpus, ram, devices, control, mut window, vm, .. } = self;
         let enter = || RawTerminal::enter().map_err(Error::system("make the terminal raw"));
         let terminal = self.terminal.then(enter).transpose()?;
         signal::handle()?;
@@ -121,6 +125,8 @@ impl Machine {
                 control: control.clone(),
                 starts: starts.clone(),
                 phase,
+                // The boot processor's, which is the first.
+                window: window.take(),
             };
             (vcpu, context)
         });

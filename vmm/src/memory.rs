@@ -130,7 +130,10 @@ impl GuestRam {
         let pieces =
             layout.ranges().iter().map(|ram| RamPiece { gpa: ram.gpa, offset: ram.offset, devices: ram.devices });
         let table = RamTable::new(pieces, size).map_err(|error| SetupError::Layout(error.into()))?;
-        let shared = Arc::new(SharedMemory::new(SHARED_NAME, size)?);
+        // Memory that is never converted may be in huge pages: a conversion would have to break them up.
+        let converts = layout.converts();
+        let shared = if converts { SharedMemory::new(SHARED_NAME, size) } else { SharedMemory::anonymous(size) };
+        let shared = Arc::new(shared?);
         let private = layout.converts().then(|| vm.create_guest_memfd(size)).transpose()?;
         let refused = observer.clone();
         let refused = move |access: &RefusedAccess| refused(&MemoryEvent::AccessRefused(access));

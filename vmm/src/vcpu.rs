@@ -6,8 +6,8 @@
 //! | `conversions` | conversions that the guest asks for |
 //! | `phase` | what the processor is at, from the first instruction on |
 //!
-//! Between an exit and the next run the vCPU rests if the machine is paused. A conversion that a pause interrupts, that of
-//! the launch included, is made anew afterwards, before the exit is answered, so the guest sees nothing of it.
+//! Between an exit and the next run the vCPU rests if the machine is paused. A conversion that a pause interrupts is made anew
+//! afterwards, before the exit is answered, so the guest sees nothing of it.
 
 mod conversions;
 mod exits;
@@ -19,7 +19,7 @@ use arch::x86_64::launch::parking;
 use hypervisor::Vcpu;
 
 use crate::devices::Devices;
-use crate::machine::{Control, Order, Starts};
+use crate::machine::{Control, LaunchWindow, Order, Starts};
 use crate::memory::GuestRam;
 use crate::paravirtual::{self, MsrAnswer};
 use crate::{Error, Result, Stop};
@@ -38,6 +38,8 @@ pub(crate) struct VcpuContext {
     pub(crate) starts: Arc<Starts>,
     /// What the processor is at.
     pub(crate) phase: Phase,
+    /// What it copies while it is launching.
+    pub(crate) window: Option<LaunchWindow>,
 }
 
 /// What an exit comes to.

@@ -37,8 +37,10 @@ const EXTENDED_ECX_SVM: u32 = 1 << 2;
 /// `KVM_FEATURE_HC_MAP_GPA_RANGE` and `KVM_FEATURE_MIGRATION_CONTROL`: Linux announces pages only with both.
 const KVM_ANNOUNCED_CONVERSIONS: u32 = 1 << 16 | 1 << 17;
 
-/// Leaf 0x8000001f: EAX bit 1 is SEV; EBX has the C-bit's place in bits 5:0 and the loss of address bits in 11:6.
+/// Leaf 0x8000001f: EAX bit 1 is SEV, and bit 10 says that caches need no flush when a page changes its state (here they never
+/// do); EBX has the C-bit's place in bits 5:0 and the loss of address bits in 11:6.
 const MEMORY_ENCRYPTION_SEV: u32 = 1 << 1;
+const MEMORY_ENCRYPTION_COHERENT: u32 = 1 << 10;
 const ADDRESS_BITS_LOST: u32 = 1 << 6;
 
 /// How many bits a guest's physical addresses have on this host.
@@ -93,7 +95,7 @@ pub fn for_processor(supported: &[CpuidEntry], layout: &MemoryLayout, id: u8, pr
     if let Some(c_bit) = layout.c_bit() {
         entries.push(CpuidEntry {
             function: LEAF_MEMORY_ENCRYPTION,
-            eax: MEMORY_ENCRYPTION_SEV,
+            eax: MEMORY_ENCRYPTION_SEV | MEMORY_ENCRYPTION_COHERENT,
             ebx: u32::from(c_bit) | ADDRESS_BITS_LOST,
             ..Default::default()
         });
@@ -155,7 +157,7 @@ mod tests {
         let layout = MemoryLayout::new(Isolation::Software, 1 << 30, address_bits(&host())).unwrap();
         let entries = for_processor(&host(), &layout, 0, 1);
         let encryption = leaf(&entries, LEAF_MEMORY_ENCRYPTION).unwrap();
-        assert_eq!((encryption.eax, encryption.ebx), (2, 47 | 1 << 6));
+        assert_eq!((encryption.eax, encryption.ebx), (1 << 10 | 2, 47 | 1 << 6));
         assert_eq!(leaf(&entries, LEAF_EXTENDED_MAX).unwrap().eax, LEAF_MEMORY_ENCRYPTION);
         assert_eq!(leaf(&entries, LEAF_KVM_FEATURES).unwrap().eax, 1 | KVM_ANNOUNCED_CONVERSIONS);
     }

@@ -3,11 +3,13 @@
 //! Linux is entered at its 64-bit entry (Linux `Documentation/arch/x86/boot.rst`): long mode, identity page tables, boot
 //! parameters in RSI. That is all for `none`.
 //!
-//! With `software` nobody can write private memory but the guest, so the guest begins in the shared alias with a page of
-//! launch code (`stub.rs`). It copies the low memory, the ACPI tables, the kernel and the initramfs from the shared to the
-//! private alias, goes on in its own private copy, loads page tables that lie in private memory and map it, writes to
-//! [`LAUNCH_PORT`](super::map::LAUNCH_PORT) and enters the kernel. On that write the VMM makes all RAM private, which
-//! frees the shared copies.
+//! With `software` nobody can write private memory but the guest, so the guest begins with a page of launch code (`stub.rs`)
+//! in the *launch window*: memory beside RAM, which is there for this alone ([`MemoryLayout::launch_window`]). The code copies
+//! the boot parameters, the ACPI tables, the kernel and the initramfs from the window to private RAM, goes on in its own
+//! private copy, loads page tables that lie in private memory and map it, writes to
+//! [`LAUNCH_PORT`](super::map::LAUNCH_PORT) and enters the kernel. On that write the VMM takes the window away. RAM is private
+//! from the start. Its shared side is not used for this: it would be in small pages, each of which the guest would have
+//! to fault in.
 //!
 //! The other processors wait for the guest in the private ACPI area (`parking.rs`). With `none` they wait for INIT and
 //! SIPI, as those of a PC do, and nothing is planned for them.
@@ -15,19 +17,20 @@
 //! A plan is pure data. Everything in it lies inside RAM and nothing overlaps, or there is no plan.
 
 pub mod parking;
+mod sparse;
 mod stub;
 
 use std::borrow::Cow;
 
-use hypervisor::PAGE_SIZE;
 use hypervisor::x86_64::{Registers, Segment, SpecialRegisters};
+use hypervisor::{GpaRange, PAGE_SIZE};
 
 use super::acpi::ProcessorStart;
 use super::boot_params::{self, KernelHeader};
 use super::image::KernelImage;
 use super::map::{
     ACPI_END, ACPI_START, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_ROOM, GDT, LAUNCH_CODE, LAUNCH_LIST,
-    LAUNCH_PLAIN_TABLES, LAUNCH_TABLES, LOW_END, PAGE_TABLES, PARKING_CODE, PARKING_TABLES,
+    LAUNCH_PLAIN_TABLES, LAUNCH_TABLES, PAGE_TABLES, PARKING_CODE, PARKING_TABLES,
 };
 use super::{MemoryLayout, acpi, paging};
 
@@ -43,8 +46,10 @@ pub struct Blob<'a> {
 /// What must be in place before the guest's first instruction.
 #[derive(Debug, Clone)]
 pub struct Launch<'a> {
-    /// Contents of memory, in the shared alias. Everything else is zero.
+    /// Contents of memory: of the launch window, if there is one, and of RAM otherwise. Everything else is zero.
     pub blobs: Vec<Blob<'a>>,
+    /// The launch window.
+    pub window: Option<Window>,
     /// The boot processor's general registers.
     pub registers: Registers,
     /// The address of its page tables.
@@ -54,6 +59,27 @@ pub struct Launch<'a> {
     /// Where the other processors wait for the guest; `None` if they wait for INIT.
     pub parking: Option<Parking>,
 }
+
+/// What launch code copies from, and what of private memory is worth populating before it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// The window. What belongs at an address of RAM lies so far behind its start.
+    pub range: GpaRange,
+    /// Private memory that Linux touches until its init, all of it and whatever the guest does: what is copied to, the
+    /// kernel's data, and the memory below the initramfs, which it takes first, from the top down, most of it for bounce buffers
+    /// that it fills with zeros. Whole pages of the private alias, in one go where the host can do that. A guest that does
+    /// without holds that memory all the same.
+    pub touched: Vec<GpaRange>,
+}
+
+/// How much memory Linux takes at its start for bounce buffers, if it believes that its memory is encrypted: 6 % of RAM within
+/// these bounds (Linux `arch/x86/mm/mem_encrypt.c`, `mem_encrypt_setup_arch`).
+const BOUNCE_PERCENT: u64 = 6;
+const LEAST_BOUNCE: u64 = 64 << 20;
+const MOST_BOUNCE: u64 = 1 << 30;
+/// What else it takes of the end of RAM: 64 bytes to describe each page, and some tables.
+const PAGES_PER_DESCRIPTOR_PAGE: u64 = 64;
+const TABLES: u64 = 4 << 20;
 
 /// Where processors wait until the guest wakes them through its mailbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,38 +175,60 @@ pub fn plan<'a>(
         blobs.push(Blob { gpa: PARKING_CODE, data: parking::code().into() });
         blobs.push(Blob { gpa: PARKING_TABLES, data: parking::tables(mark).into() });
     }
-    let payload = kernel
-        .segments()
-        .map(|segment| Blob { gpa: segment.gpa, data: segment.data.into() })
-        .chain([Blob { gpa: initramfs_gpa, data: initramfs.into() }])
-        .filter(|blob| !blob.data.is_empty());
-    let payload: Vec<Blob<'_>> = payload.collect();
+    let mut left = sparse::MOST;
+    for (gpa, data) in kernel.segments().map(|segment| (segment.gpa, segment.data)).chain([(initramfs_gpa, initramfs)])
+    {
+        blobs.extend(sparse::pieces(gpa, data, &mut left).map(|(gpa, data)| Blob { gpa, data: data.into() }));
+    }
 
     let mut registers = Registers { rflags: 2, rip: kernel.entry(), rsi: BOOT_PARAMS, ..Default::default() };
     let mut cr3 = PAGE_TABLES;
-    if layout.c_bit().is_some() {
-        let copied = [(0, LOW_END), (ACPI_START, ACPI_END - ACPI_START)]
-            .into_iter()
-            .chain(payload.iter().map(|blob| (blob.gpa, blob.data.len() as u64)));
-        let window = paging::view_start(1);
+    let mut window = None;
+    if let Some(range) = layout.launch_window() {
         blobs.push(Blob { gpa: LAUNCH_CODE, data: stub::code().into() });
+        // All but what only the launch code uses, and only until it has copied.
+        let copied = blobs.iter().map(|blob| (blob.gpa, blob.data.len() as u64));
+        let touched = touched(layout, kernel, initramfs_gpa, initramfs.len() as u64);
+        let small = copied.clone().filter(|(gpa, _)| *gpa < ACPI_END);
+        let touched =
+            small.chain(touched).filter_map(|(gpa, size)| whole_pages(gpa, size)?.offset_by(mark).ok()).collect();
         blobs.push(Blob { gpa: LAUNCH_LIST, data: stub::copy_list(copied).into() });
-        blobs.push(Blob { gpa: LAUNCH_PLAIN_TABLES, data: paging::identity(LAUNCH_PLAIN_TABLES, 0).into() });
-        let views = [PAGE_TABLES, LAUNCH_PLAIN_TABLES].map(paging::identity_directories);
-        blobs.push(Blob { gpa: LAUNCH_TABLES, data: paging::views(LAUNCH_TABLES, &views).into() });
+        // These tables lie in the window, and show it.
+        let place = range.start();
+        blobs.push(Blob { gpa: LAUNCH_PLAIN_TABLES, data: paging::identity(LAUNCH_PLAIN_TABLES, place).into() });
+        let views = [PAGE_TABLES, LAUNCH_PLAIN_TABLES].map(|tables| paging::identity_directories(tables) | place);
+        cr3 = LAUNCH_TABLES | place;
+        blobs.push(Blob { gpa: LAUNCH_TABLES, data: paging::views(cr3, &views).into() });
         registers = stub::entry(stub::Entry {
-            window,
+            window: paging::view_start(1),
             code: LAUNCH_CODE,
             list: LAUNCH_LIST,
             kernel_tables: PAGE_TABLES | mark,
             boot_params: BOOT_PARAMS,
             kernel_entry: kernel.entry(),
         });
-        cr3 = LAUNCH_TABLES;
+        window = Some(Window { range, touched });
     }
-    blobs.extend(payload);
     let parking = parks.then_some(Parking { cr3: PARKING_TABLES | mark });
-    Ok(Launch { blobs, registers, cr3, announces: layout.c_bit().is_some(), parking })
+    Ok(Launch { blobs, window, registers, cr3, announces: layout.c_bit().is_some(), parking })
+}
+
+/// What Linux touches of the memory above the first MiB, as addresses and sizes.
+fn touched(layout: &MemoryLayout, kernel: &KernelImage, initramfs: u64, size: u64) -> impl Iterator<Item = (u64, u64)> {
+    let bounce = (layout.size() / 100 * BOUNCE_PERCENT).clamp(LEAST_BOUNCE, MOST_BOUNCE);
+    let room = bounce + layout.size() / PAGES_PER_DESCRIPTOR_PAGE + TABLES;
+    // An initramfs of no bytes has no address either.
+    let (top, end) =
+        if size == 0 { (layout.usable_low_end(), layout.usable_low_end()) } else { (initramfs, initramfs + size) };
+    let start = top.saturating_sub(room).max(kernel.end());
+    let segments: Vec<_> = kernel.segments().map(|segment| (segment.gpa, segment.memory_size)).collect();
+    segments.into_iter().chain([(start, end.saturating_sub(start))])
+}
+
+/// The pages that these bytes touch.
+fn whole_pages(gpa: u64, size: u64) -> Option<GpaRange> {
+    let start = gpa & !(PAGE_SIZE - 1);
+    GpaRange::new(start, (gpa - start).checked_add(size)?.checked_next_multiple_of(PAGE_SIZE)?).ok()
 }
 
 impl Launch<'_> {

@@ -132,9 +132,9 @@ impl MemoryLayout {
         if size < MIN_RAM {
             return Err(LayoutError::TooSmall(size));
         }
-        // A C-bit is the highest address bit, so RAM and devices have one bit less.
+        // A C-bit is the highest address bit, so RAM and devices have one bit less. The next one has the launch window.
         let c_bit = aliasing.takes_an_address_bit().then(|| address_bits.saturating_sub(1).min(MAX_C_BIT));
-        let space = 1u64 << c_bit.unwrap_or(address_bits).min(52);
+        let space = 1u64 << c_bit.map_or(address_bits, |bit| bit.saturating_sub(1)).min(52);
         let limit = space.saturating_sub(HIGH_RAM_START - LOW_RAM_LIMIT);
         if size > limit {
             return Err(LayoutError::TooLarge { size, limit, aliasing });
@@ -204,6 +204,13 @@ impl MemoryLayout {
     /// The bit of the guest's page tables that chooses the private alias, where there is one.
     pub fn c_bit(&self) -> Option<u8> {
         self.c_bit
+    }
+
+    /// Where the guest finds what its launch code copies into private memory: everything lies there as it is to lie in low
+    /// RAM. Only where nobody else can write private memory.
+    pub fn launch_window(&self) -> Option<GpaRange> {
+        let start = 1 << self.c_bit?.saturating_sub(1);
+        GpaRange::new(start, self.low_ram_end()).ok()
     }
 
     /// Whether conversions are possible at all.

@@ -15,7 +15,8 @@
 
 pub mod machine;
 
-use std::path::Path;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -24,8 +25,16 @@ use arch::x86_64::image::KernelImage;
 use crate::figures::{Figures, Sample};
 use machine::{Boot, Kind, Machines};
 
-/// How often each machine is booted, without the first time.
-const ROUNDS: usize = 7;
+/// What is booted.
+#[derive(Debug)]
+pub struct Files {
+    /// The umbra program.
+    pub umbra: PathBuf,
+    /// A vmlinuz.
+    pub kernel: PathBuf,
+    /// One that says [`machine::INIT`] when it is reached.
+    pub initramfs: PathBuf,
+}
 
 /// Times of one kind of machine, in nanoseconds.
 #[derive(Debug, Default)]
@@ -43,12 +52,12 @@ impl Times {
     }
 }
 
-/// Boots guests in turns. `kernel` is a vmlinuz, `initramfs` says [`machine::INIT`] when it is reached, and `folder` is an
-/// empty one in memory.
+/// Boots guests in turns, each `rounds` times and once before that. `folder` is an empty one in memory.
 ///
 /// # Errors
 /// Files that can't be read, and a guest that does not boot.
-pub fn run(figures: &mut Figures, umbra: &Path, kernel: &Path, initramfs: &Path, folder: &Path) -> Result<()> {
+pub fn run(figures: &mut Figures, files: &Files, rounds: usize, folder: &Path) -> Result<()> {
+    let Files { umbra, kernel, initramfs } = files;
     let vmlinux = folder.join("vmlinux");
     let vmlinuz = folder.join("vmlinuz");
     let initramfs_here = folder.join("initramfs");
@@ -62,8 +71,8 @@ pub fn run(figures: &mut Figures, umbra: &Path, kernel: &Path, initramfs: &Path,
 
     let mut times: [Times; Kind::ALL.len()] = Default::default();
     let mut loads = Vec::new();
-    for round in 0..=ROUNDS {
-        eprintln!("boots, round {round} of {ROUNDS}");
+    for round in 0..=rounds {
+        let mut line = if round == 0 { "first boots".to_owned() } else { format!("boots, round {round} of {rounds}") };
         for turn in 0..Kind::ALL.len() {
             let kind = Kind::ALL[(round + turn) % Kind::ALL.len()];
             // An emulated processor goes silent once in some hundreds of guests (docs/lab.md).
@@ -71,10 +80,18 @@ pub fn run(figures: &mut Figures, umbra: &Path, kernel: &Path, initramfs: &Path,
                 eprintln!("with {}: {error:#}; once more", kind.name());
                 machines.boot(kind).with_context(|| format!("with {}, twice", kind.name()))
             })?;
+            let _ = write!(
+                line,
+                "{} {} {:.1} s",
+                if turn == 0 { ":" } else { "," },
+                kind.name(),
+                boot.to_init.as_secs_f64()
+            );
             if round > 0 {
                 times[kind as usize].add(&boot);
             }
         }
+        eprintln!("{line}");
         loads.push(load(&vmlinux)?);
     }
     let [qemu, none, software, compressed] = &times;

@@ -20,6 +20,9 @@ struct Options {
     /// How many rounds of accesses and look-ups: more take longer, and say more
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// How often each machine is booted, after a first time that does not count
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    boots: u32,
     /// The umbra program, for boots
     #[arg(long, value_name = "PATH", required_if_eq("benchmarks", "boot"))]
     umbra: Option<PathBuf>,
@@ -87,7 +90,8 @@ fn main() -> Result<()> {
                 let path =
                     |path: &Option<PathBuf>| path.clone().context("boots need a program, a kernel and an initramfs");
                 let (umbra, kernel) = (path(&options.umbra)?, path(&options.kernel)?);
-                bench::boot::run(&mut figures, &umbra, &kernel, &path(&options.initramfs)?, &folder.0)?;
+                let machines = bench::boot::Files { umbra, kernel, initramfs: path(&options.initramfs)? };
+                bench::boot::run(&mut figures, &machines, options.boots as usize, &folder.0)?;
             }
             Benchmark::Io => {
                 let times = options.times.as_deref().context("io needs the times that guests measured")?;

@@ -28,7 +28,7 @@ enum Command {
     /// The part of `lab demo --full` that starts the virtual machines
     Full(full::Args),
     /// The part of `lab bench io` that starts the virtual machines
-    Io(full::Args),
+    Io(io::Args),
     /// Search a process for a guest's canary
     Search(search::Args),
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use axum::Router;
 use tokio::sync::{Semaphore, watch};
 
 use crate::Controller;
@@ -57,8 +58,10 @@ impl Server {
             .build()
             .map_err(BindError::Thread)?;
         let (stop, stopped) = watch::channel(false);
+        // Here, so that the memory which it took to make is free when this returns.
+        let service = crate::document::service(controller);
         let body = move || {
-            runtime.block_on(serve(socket, controller, stopped));
+            runtime.block_on(serve(socket, service, stopped));
             runtime.shutdown_timeout(GRACE);
         };
         let thread = std::thread::Builder::new().name("api".into()).spawn(body).map_err(BindError::Thread)?;
@@ -84,8 +87,7 @@ impl Drop for Server {
     }
 }
 
-async fn serve(socket: Socket, controller: Arc<Controller>, mut stopped: watch::Receiver<bool>) {
-    let service = crate::document::service(controller);
+async fn serve(socket: Socket, service: Router, mut stopped: watch::Receiver<bool>) {
     let listener = match socket.listener() {
         Ok(listener) => listener,
         Err(error) => return tracing::error!("cannot serve the API: {error}"),

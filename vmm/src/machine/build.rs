@@ -10,11 +10,11 @@ use arch::x86_64::image::KernelImage;
 use arch::x86_64::launch::{self, Launch};
 use arch::x86_64::map::SERIAL_GSI;
 use arch::x86_64::{MemoryLayout, cpuid, msr};
-use hypervisor::{Hypervisor, Vcpu};
+use hypervisor::{Capability, Hypervisor, Vcpu};
 use rustix::fs::OFlags;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Control, Machine};
+use super::{Control, LaunchWindow, Machine, launch_window};
 use crate::config::{ConsoleConfig, SerialConfig, VmConfig};
 use crate::console::Output;
 use crate::devices::Devices;
@@ -72,9 +72,7 @@ pub(super) fn build(
         ..RamOptions::default()
     };
     let ram = GuestRam::new(vm.clone(), layout, options)?;
-    for blob in &launch.blobs {
-        ram.write(blob.gpa, &blob.data)?;
-    }
+    let window = launch.window.as_ref().map(|window| LaunchWindow::open(vm.clone(), window.range)).transpose()?;
     let line = EventFd::new(EFD_NONBLOCK).map_err(Error::system("create an interrupt line"))?;
     vm.register_irqfd(&line, SERIAL_GSI)?;
     let mut vcpus = Vec::with_capacity(leaves.len());
@@ -83,6 +81,20 @@ pub(super) fn build(
         vcpu.set_cpuid(&leaves)?;
         let phase = set_up(&*vcpu, id, &launch)?;
         vcpus.push((vcpu, phase));
+    }
+    let fill = || {
+        launch.blobs.iter().try_for_each(|blob| match &window {
+            Some(window) => window.write(blob.gpa, &blob.data),
+            None => ram.write(blob.gpa, &blob.data),
+        })?;
+        // All that the guest gets is in the window.
+        if window.is_some() { ram.make_all_private().map_err(Error::from) } else { Ok(()) }
+    };
+    match (&launch.window, vcpus.first_mut()) {
+        (Some(window), Some((boot, _))) if hypervisor.caps().has(Capability::PreFault) => {
+            launch_window::populate_meanwhile(&mut **boot, window, fill)?;
+        }
+        _ => fill()?,
     }
     let interrupters = vcpus.iter().map(|(vcpu, _)| vcpu.interrupter()).collect::<hypervisor::Result<_>>()?;
     let control = Arc::new(Control::new(interrupters, !launch.announces));
@@ -99,7 +111,7 @@ pub(super) fn build(
     let console = console.filter(|_| config.console == ConsoleConfig::Tty);
     let devices = Devices { serial, console, cmos: Cmos::new(), manager };
     let terminal = config.serial == SerialConfig::Tty || config.console == ConsoleConfig::Tty;
-    Ok(Machine { isolation, vcpus, ram, devices: Arc::new(devices), control, terminal, vm })
+    Ok(Machine { isolation, vcpus, ram, devices: Arc::new(devices), control, terminal, window, vm })
 }
 
 /// Reads a file of at most `limit` bytes. Files may be larger than memory; devices and pipes may have no end, or make whoever

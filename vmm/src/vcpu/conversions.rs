@@ -15,17 +15,10 @@ use crate::memory::ConversionError;
 pub(super) const MAX_REPEATED_FAULTS: u32 = 64;
 
 impl VcpuContext {
-    fn convert(&self, request: ConversionRequest) -> std::result::Result<bool, ConversionError> {
-        self.until_done(|| self.ram.convert(request))
-    }
-
     /// Converts, as often as it takes: a pause interrupts, and the end of the machine is an error.
-    pub(super) fn until_done<T>(
-        &self,
-        convert: impl Fn() -> std::result::Result<T, ConversionError>,
-    ) -> std::result::Result<T, ConversionError> {
+    fn convert(&self, request: ConversionRequest) -> std::result::Result<bool, ConversionError> {
         loop {
-            match convert() {
+            match self.ram.convert(request) {
                 Err(ConversionError::Interrupted) => {
                     if !self.control.rest(self.id) {
                         return Err(ConversionError::Stopped);
@@ -40,7 +33,7 @@ impl VcpuContext {
     pub(super) fn map_gpa_range(&mut self, exit: MapGpaRange<'_>) -> Result<()> {
         let request = private_faults::from_map_gpa_range(self.ram.layout(), exit.gpa, exit.pages, exit.attributes);
         let reply = match request {
-            // While launch code runs, the whole of RAM is about to become private.
+            // Launch code announces nothing.
             _ if self.phase == Phase::Launching => MapGpaRangeReply::Invalid,
             Ok(None) => MapGpaRangeReply::Done,
             Ok(Some(request)) => match self.convert(request) {

@@ -25,7 +25,9 @@ impl VcpuContext {
                 Next::Run
             }
             Exit::IoOut { port: LAUNCH_PORT, .. } if self.phase == Phase::Launching => {
-                self.until_done(|| self.ram.make_all_private())?;
+                if let Some(window) = self.window.take() {
+                    window.close()?;
+                }
                 self.phase = Phase::Running;
                 self.control.launch();
                 Next::Run

@@ -3,6 +3,7 @@
 //! Exit status: 0 when the guest powered off, the operator ended it, or a check found what it looked for; 1 for an
 //! error, with its whole chain of causes on standard error; 2 for a command line that makes no sense.
 
+mod allocator;
 mod check;
 mod ctl;
 mod generate;
@@ -46,6 +47,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    allocator::give_memory_back();
     let cli = Cli::parse();
     logging::start(cli.verbose, cli.log_format);
     let result = match &cli.command {

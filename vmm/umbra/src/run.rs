@@ -199,7 +199,10 @@ fn serve(args: &Args, controller: &Arc<Controller>, file: Option<(&Path, NewFile
 
 fn start_server(args: &Args, controller: &Arc<Controller>) -> anyhow::Result<Option<Server>> {
     let server = args.api_socket.as_ref().map(|path| Server::start(path, controller.clone()));
-    Ok(server.transpose()?)
+    let server = server.transpose()?;
+    // Its document took megabytes to make, in small pieces.
+    crate::allocator::trim();
+    Ok(server)
 }
 
 fn cannot_create(path: &Path) -> String {

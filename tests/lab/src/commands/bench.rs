@@ -30,12 +30,16 @@ best. docs/performance.md explains all figures.
 Examples:
   cargo lab bench                      all of them, some minutes
   cargo lab bench access map           only what needs no nested host
-  cargo lab bench boot                 only boots, beside QEMU
+  cargo lab bench boot --rounds 3      only boots, beside QEMU, and only some
   cargo lab bench --json figures.json  also write the medians, for programs")]
 pub struct Args {
     /// Which benchmarks [default: all]
     #[arg(value_enum, value_name = "NAME")]
     benchmarks: Vec<Benchmark>,
+
+    /// How often guests boot and make their transfers: fewer is faster, and says less
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
 
     /// Write the medians to this file, as nested objects
     #[arg(long, value_name = "PATH")]
@@ -91,7 +95,7 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
     }
     if let (Some(machine), Some(guest)) = (&machine, guest) {
         println!("\nlab: boots, inside\n");
-        let mut arguments: Vec<OsString> = vec!["boot".into()];
+        let mut arguments: Vec<OsString> = vec!["boot".into(), "--boots".into(), args.rounds.to_string().into()];
         for (name, path) in [("--umbra", guest.umbra), ("--kernel", guest.kernel), ("--initramfs", guest.initramfs)] {
             arguments.extend([name.into(), path.into()]);
         }
@@ -100,7 +104,7 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
     if wanted(Benchmark::Io) {
         println!("\nlab: disk and network, inside\n");
         let record = bench.out.join("io-times.json");
-        demo::full::record_io(&record, options)?;
+        demo::full::record_io(&record, args.rounds, options)?;
         bench.run_here(vec!["io".into(), "--times".into(), record.into()], &mut figures)?;
     }
     if wanted(Benchmark::Footprint) {

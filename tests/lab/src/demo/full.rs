@@ -61,16 +61,17 @@ pub fn record(path: &Path, options: &Options) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Has the guest's devices timed instead; the times go to a file as JSON.
-pub fn record_io(path: &Path, options: &Options) -> Result<()> {
-    let result = inside("io", TIMES, None, DEFAULT_FULL_MEMORY, options)?;
+/// Has the guest's devices timed instead, so often; the times go to a file as JSON.
+pub fn record_io(path: &Path, rounds: u32, options: &Options) -> Result<()> {
+    let rounds = ["--rounds".into(), rounds.to_string().into()];
+    let result = inside("io", &rounds, TIMES, None, DEFAULT_FULL_MEMORY, options)?;
     let times = result.map_err(|status| anyhow!("the guests of the nested host failed: exit status {status}"))?;
     fs::write(path, times).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Runs it. The inner error is the exit status of a nested host that did not finish.
 fn measure(kernel_package: Option<&str>, memory: &str, options: &Options) -> Result<Result<FullOutcome, i32>> {
-    let figures = match inside("full", FIGURES, kernel_package, memory, options)? {
+    let figures = match inside("full", &[], FIGURES, kernel_package, memory, options)? {
         Ok(figures) => figures,
         Err(status) => return Ok(Err(status)),
     };
@@ -81,6 +82,7 @@ fn measure(kernel_package: Option<&str>, memory: &str, options: &Options) -> Res
 /// Makes everything ready, runs a command of [`crate::inside`], and returns the content of the file that it leaves.
 fn inside(
     command: &str,
+    options_of_command: &[OsString],
     leaves: &str,
     kernel_package: Option<&str>,
     memory: &str,
@@ -116,6 +118,7 @@ fn inside(
     option("--folder", out.into());
     option("--key", keys.login().into());
     option("--known-hosts", known_hosts.into());
+    argv.extend_from_slice(options_of_command);
     if options.verbose {
         argv.push("--show-console".into());
     }

@@ -12,15 +12,13 @@ use serde::Serialize;
 use super::full::machine::Vm;
 use super::full::network::{self, HOST};
 use super::full::peer::Peer;
-use super::full::{Args, STEP, steer, step};
+use super::full::{self, STEP, steer, step};
 use super::guest::{Isolation, new_seed};
 
 /// The file in which the times are left, in the output folder.
 pub const TIMES: &str = "io-times.json";
 /// How much is transferred at a time.
 const MIB: u64 = 64;
-/// How often.
-const ROUNDS: u64 = 7;
 /// Where the guest's script has its file.
 const FILE: &str = "/var/tmp/io";
 
@@ -34,40 +32,52 @@ struct Record {
     software: Times,
 }
 
+/// Options of `lab inside io`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    system: full::Args,
+    /// How often each transfer is made
+    #[arg(long)]
+    rounds: u32,
+}
+
 /// Measures both.
 pub fn run(args: &Args) -> Result<ExitCode> {
     network::enter()?;
+    let Args { system: args, rounds } = args;
+    let rounds = u64::from(*rounds);
     let record = Record {
         bytes: MIB << 20,
-        none: measure(args, Isolation::None)?,
-        software: measure(args, Isolation::Software)?,
+        none: measure(args, Isolation::None, rounds)?,
+        software: measure(args, Isolation::Software, rounds)?,
     };
     let path = args.plan.folder.join(TIMES);
     std::fs::write(&path, serde_json::to_vec(&record)?).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(args: &Args, isolation: Isolation) -> Result<Times> {
+fn measure(args: &full::Args, isolation: Isolation, rounds: u64) -> Result<Times> {
     eprintln!("lab: booting {} with isolation={} ...", args.system_name, isolation.name());
     let mut vm = Vm::start(args, isolation, 2, new_seed()?)?;
-    let result = transfer(&mut vm).and_then(|times| steer::power_off(&mut vm).map(|_| times));
+    let result = transfer(&mut vm, rounds).and_then(|times| steer::power_off(&mut vm).map(|_| times));
     result.map_err(|error| {
         anyhow!("with isolation={}, {error:#}{}", isolation.name(), vm.last_words(args.plan.show_console))
     })
 }
 
-fn transfer(vm: &mut Vm<'_>) -> Result<Times> {
+fn transfer(vm: &mut Vm<'_>, rounds: u64) -> Result<Times> {
     vm.log_in()?;
     let peer = Peer::listen(HOST)?;
     let port = peer.port()?;
-    let host = peer.serve(MIB << 20, ROUNDS);
-    let (mib, rounds) = (MIB.to_string(), ROUNDS.to_string());
+    let host = peer.serve(MIB << 20, rounds);
+    let (mib, number) = (MIB.to_string(), rounds.to_string());
     let said = step("timed transfers", || {
-        vm.ssh.run(include_str!("full/guest/io.sh"), &[FILE, HOST, &port, &mib, &rounds], STEP * 2)
+        vm.ssh.run(include_str!("full/guest/io.sh"), &[FILE, HOST, &port, &mib, &number], STEP * 2)
     })?;
     host.join().map_err(|_| anyhow!("the host's end of the connection failed"))??;
     let times = read(&said)?;
-    ensure!(times.values().all(|times| times.len() as u64 == ROUNDS), "the guest did not tell all times");
+    ensure!(times.values().all(|times| times.len() as u64 == rounds), "the guest did not tell all times");
     Ok(times)
 }
 
