@@ -1,5 +1,6 @@
 //! The `umbra` program, run by a test and watched from outside.
 
+pub mod anonymous_memory;
 pub mod cgroup;
 pub mod events;
 pub mod process;

@@ -30,26 +30,12 @@ impl SharedMemoryFile {
     /// # Errors
     /// A process that has no such file, or several.
     pub fn of(pid: Pid) -> anyhow::Result<Self> {
-        Self::the_one(pid, |_| true)
-    }
-
-    /// That of the only VM with so much memory, of a process that may have several.
-    ///
-    /// # Errors
-    /// None or several of this size.
-    pub fn sized(pid: Pid, size: u64) -> anyhow::Result<Self> {
-        Self::the_one(pid, |length| length == size)
-    }
-
-    fn the_one(pid: Pid, fits: impl Fn(u64) -> bool) -> anyhow::Result<Self> {
         let folder = format!("/proc/{}/fd", pid.as_raw_nonzero());
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot list {folder}"))? {
             let path = entry?.path();
             // Descriptors may be closed meanwhile.
-            if std::fs::read_link(&path).is_ok_and(|target| target.as_os_str() == NAME)
-                && std::fs::metadata(&path).is_ok_and(|file| fits(file.len()))
-            {
+            if std::fs::read_link(&path).is_ok_and(|target| target.as_os_str() == NAME) {
                 files.push(path);
             }
         }

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use arch::x86_64::Isolation;
 use kvm_tests::expect;
 use kvm_tests::linux::machine::{Boot, Linux, wait_until};
-use kvm_tests::umbra::shared_memory::SharedMemoryFile;
+use kvm_tests::umbra::anonymous_memory::resident;
 use vmm::config::BalloonConfig;
 
 use crate::Test;
@@ -32,14 +32,18 @@ fill() {
 "#;
 
 /// A guest of this size with a balloon.
-fn boot(script: &str, size: u64, free_page_reporting: bool) -> anyhow::Result<(Linux, SharedMemoryFile)> {
+fn boot(script: &str, size: u64, free_page_reporting: bool) -> anyhow::Result<Linux> {
     let script = format!("{FILL}{script}");
     let boot = Boot { isolation: Isolation::None, modules: &["virtio_balloon"], script: &script };
-    let guest = Linux::boot(&boot, |config| {
+    Linux::boot(&boot, |config| {
         config.memory.size = size;
         config.balloon = Some(BalloonConfig { size: 0, deflate_on_oom: false, free_page_reporting });
-    })?;
-    Ok((guest, SharedMemoryFile::sized(rustix::process::getpid(), size)?))
+    })
+}
+
+/// Bytes of the host's memory behind the guest of this size.
+fn behind(size: u64) -> anyhow::Result<u64> {
+    resident(rustix::process::getpid(), size)
 }
 
 /// What the balloon counts.
@@ -56,9 +60,9 @@ fn held(guest: &Linux) -> anyhow::Result<u64> {
 }
 
 /// The guest fills memory, and the host has that much less.
-fn fills(guest: &mut Linux, memory: &SharedMemoryFile) -> anyhow::Result<()> {
+fn fills(guest: &mut Linux, size: u64) -> anyhow::Result<()> {
     guest.expect(&format!("filled {FILLED}"))?;
-    let allocated = memory.allocated()?;
+    let allocated = behind(size)?;
     ensure!(allocated >= FILLED, "only {allocated} bytes are behind a guest that has filled {FILLED}");
     Ok(())
 }
@@ -80,22 +84,22 @@ say lines $(sort -u /files/text | tr '\n' ' ')
 fn balloon() -> anyhow::Result<()> {
     const RAM: u64 = 320 * MIB;
     const TAKEN: u64 = 192 * MIB;
-    let (mut guest, memory) = boot(INFLATE, RAM, false)?;
-    fills(&mut guest, &memory)?;
+    let mut guest = boot(INFLATE, RAM, false)?;
+    fills(&mut guest, RAM)?;
     guest.expect("empty")?;
-    ensure!(memory.allocated()? > RAM - TAKEN, "it has filled too little for what follows");
+    ensure!(behind(RAM)? > RAM - TAKEN, "it has filled too little for what follows");
 
     guest.handle().devices().set_balloon(TAKEN)?;
     guest.expect("smaller")?;
     // It says so last of all, and all of it is given back by then.
     wait_until("the guest does not say what it gave back", || Ok(counted(&guest, "actual_bytes")? == TAKEN))?;
     wait_until("other memory is given back than the guest says", || Ok(held(&guest)? == TAKEN))?;
-    let allocated = memory.allocated()?;
+    let allocated = behind(RAM)?;
     ensure!(allocated <= RAM - TAKEN, "{allocated} bytes are behind a guest that gave back {TAKEN} of its {RAM}");
 
     guest.handle().devices().set_balloon(0)?;
     guest.expect("as before")?;
-    fills(&mut guest, &memory)?;
+    fills(&mut guest, RAM)?;
     guest.expect("lines balloon")?;
     wait_until("the guest does not say what it took", || Ok(counted(&guest, "actual_bytes")? == 0))?;
     wait_until("other memory is taken again than was given back", || Ok(held(&guest)? == 0))?;
@@ -116,14 +120,14 @@ fn reports() -> anyhow::Result<()> {
     const RAM: u64 = 384 * MIB;
     /// How much of what is freed comes back at least: the kernel reports blocks of 2 MiB and more.
     const MOST: u64 = 128 * MIB;
-    let (mut guest, memory) = boot(REPORT, RAM, true)?;
-    fills(&mut guest, &memory)?;
+    let mut guest = boot(REPORT, RAM, true)?;
+    fills(&mut guest, RAM)?;
     // Everything else that the guest uses fits into the rest.
     wait_until("the host does not get back what the guest has freed", || {
-        Ok(counted(&guest, "reported_bytes")? >= MOST && memory.allocated()? < FILLED)
+        Ok(counted(&guest, "reported_bytes")? >= MOST && behind(RAM)? < FILLED)
     })?;
     guest.handle().devices().set_balloon(MIB)?;
-    fills(&mut guest, &memory)?;
+    fills(&mut guest, RAM)?;
     sound(&guest)?;
     guest.powers_off()
 }
