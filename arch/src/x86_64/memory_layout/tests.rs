@@ -146,3 +146,19 @@ fn a_window_is_the_end_of_low_ram_and_leaves_enough() {
     // Low RAM ends where devices begin, however much there is.
     assert_eq!(software(8 * GIB).reserving(MIB).unwrap().window(), GpaRange::new(LOW_RAM_LIMIT - MIB, MIB).ok());
 }
+
+#[test]
+fn the_launch_window_lies_between_the_most_ram_and_the_c_bit() {
+    assert_eq!(MemoryLayout::new(Isolation::None, GIB, 48).unwrap().launch_window(), None);
+    assert_eq!(MemoryLayout::one_alias(GIB, 48).unwrap().launch_window(), None);
+    let most = (1 << 46) - (HIGH_RAM_START - LOW_RAM_LIMIT);
+    for size in [512 * MIB, 8 * GIB, most] {
+        let layout = software(size);
+        let window = layout.launch_window().unwrap();
+        assert_eq!(window.len(), layout.low_ram_end());
+        assert!(layout.ranges().iter().all(|ram| ram.gpa.end() <= window.start()), "{size:#x}");
+        assert!(window.end() <= 1 << layout.c_bit().unwrap());
+    }
+    let error = MemoryLayout::new(Isolation::Software, most + PAGE_SIZE, 48).unwrap_err();
+    assert!(matches!(error, LayoutError::TooLarge { limit, .. } if limit == most));
+}
