@@ -111,8 +111,6 @@ pub struct GuestRam {
     turns: Turns,
     counters: Counters,
     observer: Arc<MemoryObserver>,
-    /// The launch has made RAM private.
-    launched: AtomicBool,
     ending: AtomicBool,
     /// The machine pauses.
     interrupted: AtomicBool,
@@ -166,7 +164,6 @@ impl GuestRam {
             turns: Turns::new(&policy),
             counters: Counters::default(),
             observer,
-            launched: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             interrupted: AtomicBool::new(false),
         };

@@ -38,7 +38,6 @@ mod to_private;
 mod to_shared;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arch::x86_64::memory_layout::RamRange;
@@ -115,12 +114,7 @@ impl GuestRam {
         result
     }
 
-    /// Whether the launch has made RAM private, where it does: what is made shared before is made private again by it.
-    pub fn is_launched(&self) -> bool {
-        !self.layout.converts() || self.launched.load(Ordering::Acquire)
-    }
-
-    /// Makes all of RAM private, once the guest holds in private memory all that it needs. No policy forbids it.
+    /// Makes all of RAM private, before the guest's first instruction. No policy forbids it.
     ///
     /// # Errors
     /// A conversion that failed; the guest can't go on.
@@ -131,7 +125,6 @@ impl GuestRam {
             self.count(ConversionKind::Host, ram.gpa, watch, &result);
             result?;
         }
-        self.launched.store(true, Ordering::Release);
         Ok(())
     }
 

@@ -60,11 +60,6 @@ fn convert(ram: &GuestRam, request: types::ConversionRequest) -> Result<Conversi
         let remedy = "create it with an isolation other than none";
         return Err(conflict(format!("this machine's memory is all shared, for good: {remedy}")));
     }
-    if !ram.is_launched() {
-        return Err(conflict(
-            "the machine is not launched yet, and its launch makes all memory private: ask again".into(),
-        ));
-    }
     let runs = ram.devices().map().runs(range).filter(|run| run.state != to);
     let changed_bytes = runs.map(|run| run.range.len()).sum();
     let changed = ram.convert(ConversionRequest::new(range, to, Origin::Host));
@@ -82,12 +77,6 @@ fn convert(ram: &GuestRam, request: types::ConversionRequest) -> Result<Conversi
 mod tests {
     use std::task::Poll;
 
-    use arch::x86_64::{Isolation, MemoryLayout};
-    use hypervisor::model::ModelHypervisor;
-    use hypervisor::{Hypervisor, VmType};
-    use vmm::memory::RamOptions;
-
-    use super::*;
     use crate::testing::{Server, created, running};
 
     fn request(gpa: u64, size: u64, to: &str) -> Option<String> {
@@ -106,20 +95,6 @@ mod tests {
         let answer = server.put("/vm.memory-convert", request(window, 16384, "private")).await.json();
         assert_eq!((&answer["contents"], &answer["changed_bytes"]), (&"discarded".into(), &8192.into()));
         assert_eq!(server.get("/vm.memory-stats").await.json()["shared_bytes"], 0);
-    }
-
-    #[test]
-    fn what_the_launch_would_undo_is_refused() {
-        let vm = ModelHypervisor::new().create_vm(VmType::SwProtected).unwrap();
-        let layout = MemoryLayout::new(Isolation::Software, 64 << 20, 48).unwrap().reserving(16 << 20).unwrap();
-        let ram = GuestRam::new(vm, layout, RamOptions::default()).unwrap();
-        let (to, contents) = (types::State::Private, types::Contents::Discard);
-        let request = types::ConversionRequest { gpa: 48 << 20, size: 4096, to, contents };
-        let error = convert(&ram, request).unwrap_err();
-        assert!(error.status == 409 && error.chain[0].contains("not launched yet"), "{error:?}");
-        assert_eq!(ram.statistics().private_bytes, 0);
-        ram.make_all_private().unwrap();
-        assert_eq!(convert(&ram, request).unwrap().contents, Fate::Kept);
     }
 
     #[tokio::test]
