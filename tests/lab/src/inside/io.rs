@@ -34,6 +34,7 @@ struct Record {
 
 /// Options of `lab inside io`.
 #[derive(Debug, clap::Args)]
+#[group(id = "io")]
 pub struct Args {
     #[command(flatten)]
     system: full::Args,
