@@ -35,26 +35,35 @@ pub fn trim() {
 
 #[cfg(all(test, target_env = "gnu"))]
 mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use anyhow::Context;
+
     use super::*;
+
+    /// Both tests measure the whole process, so one at a time.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+    /// Bytes that the process has in memory.
+    fn resident() -> anyhow::Result<u64> {
+        let text = std::fs::read_to_string("/proc/self/smaps_rollup")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss_Anon:")).context("no Pss_Anon")?;
+        Ok(line.trim().strip_suffix(" kB").context("no size")?.parse::<u64>()? << 10)
+    }
 
     #[test]
     fn what_is_freed_goes_back_even_after_larger_pieces_went() {
-        // Bytes that the process has in memory.
-        let resident = || {
-            let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
-            let line = text.lines().find_map(|line| line.strip_prefix("Pss_Anon:")).unwrap();
-            line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
-        };
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         give_memory_back();
         let large = vec![1u8; 24 << 20];
         drop(std::hint::black_box(large));
-        let before = resident();
+        let before = resident().unwrap();
         let piece = vec![1u8; 16 << 20];
-        let held = resident();
+        let held = resident().unwrap();
         // On top of it in a heap, if it were in one.
         let small = vec![1u8; 1000];
         drop(std::hint::black_box(piece));
-        let after = resident();
+        let after = resident().unwrap();
         drop(std::hint::black_box(small));
         assert!(held >= before + (12 << 20), "{before} {held}");
         assert!(after + (12 << 20) <= held, "{before} {held} {after}");
@@ -62,20 +71,16 @@ mod tests {
 
     #[test]
     fn what_is_free_between_pieces_in_use_goes_back() {
-        let resident = || {
-            let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
-            let line = text.lines().find_map(|line| line.strip_prefix("Pss_Anon:")).unwrap();
-            line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
-        };
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pieces: Vec<Vec<u8>> = (0..16384).map(|_| vec![1; 2000]).collect();
         let mut number = 0;
         pieces.retain(|_| {
             number += 1;
             number % 64 == 0
         });
-        let before = resident();
+        let before = resident().unwrap();
         trim();
-        let after = resident();
+        let after = resident().unwrap();
         drop(std::hint::black_box(pieces));
         assert!(after + (16 << 20) <= before, "{before} {after}");
     }
