@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use crate::cache::Cache;
 use crate::options::Options;
 
+mod emulator;
 mod host_memory;
 mod live;
 mod native;

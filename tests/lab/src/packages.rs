@@ -14,6 +14,7 @@ use crate::options::Options;
 use crate::process::start_in_foreground;
 
 mod apt;
+mod backports;
 mod listing;
 mod mirror;
 
@@ -21,6 +22,7 @@ use apt::Refreshed;
 pub use apt::{
     Candidate, candidate, download, fetch_deb, is_cached, last_candidate, newest_matching, resolve_meta, unpack,
 };
+pub use backports::{fetch_backports, has_backports};
 pub use mirror::debian_mirror;
 
 /// A package that this machine needs installed.

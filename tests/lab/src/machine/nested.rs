@@ -16,6 +16,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use super::emulator::{self, Emulator};
 use super::qemu::{self, Channel, Configuration, Share};
 use super::script::{self, Connection};
 use super::stream::{End, Passage};
@@ -39,6 +40,7 @@ const BUSYBOX: &str = "busybox-static";
 /// Everything that a nested host starts from.
 #[derive(Debug)]
 pub struct NestedHost {
+    emulator: Emulator,
     kernel: PathBuf,
     initramfs: Vec<u8>,
     memory_mib: u64,
@@ -60,12 +62,12 @@ enum Event {
 impl NestedHost {
     /// Makes everything ready: QEMU, the kernel, busybox.
     pub fn prepare(options: &Options, cache: &Cache) -> Result<Self> {
-        packages::ensure_installed(options, &[qemu::PACKAGE]).context("cannot start a nested host")?;
-        qemu::check_version()?;
         let kernel = kernel::prepare(options, cache)?;
         let busybox = packages::fetch_deb(options, cache, BUSYBOX)?;
         let busybox = busybox_program(&busybox)?;
         Ok(Self {
+            // Last: by now, apt has the lists that tell where a newer one could be.
+            emulator: Emulator::prepare(options, cache)?,
             kernel,
             initramfs: initramfs(&busybox),
             memory_mib: host_memory::for_nested_host()?,
@@ -76,9 +78,7 @@ impl NestedHost {
 
     /// Whether [`Self::prepare`] would find everything here.
     pub fn is_ready(cache: &Cache) -> Result<bool> {
-        Ok(packages::missing(&[qemu::PACKAGE]).is_empty()
-            && kernel::is_ready(cache)?
-            && packages::is_cached(cache, BUSYBOX))
+        Ok(Emulator::is_ready(cache) && kernel::is_ready(cache)? && packages::is_cached(cache, BUSYBOX))
     }
 
     /// The kernel's image.
@@ -136,9 +136,10 @@ impl NestedHost {
         };
         let qemu_log = folder.path().join("qemu");
         let log = fs::File::create(&qemu_log).with_context(|| format!("cannot create {}", qemu_log.display()))?;
-        let mut command = configuration.command();
+        let mut command = configuration.command(&self.emulator);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let qemu = Family::start(&mut command, inherited).with_context(|| format!("cannot run {}", qemu::PROGRAM))?;
+        let qemu =
+            Family::start(&mut command, inherited).with_context(|| format!("cannot run {}", emulator::PROGRAM))?;
         drop(command); // with it go the lab's copies of QEMU's ends of the sockets
         let _console = self.verbose.then(|| console::follow(&console));
 

@@ -5,17 +5,8 @@ use std::os::fd::RawFd;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-
 use super::Emulation;
-use crate::packages::{Gives, Package};
-
-/// The program and its package.
-pub const PROGRAM: &str = "qemu-system-x86_64";
-/// The package that has it.
-pub const PACKAGE: Package = Package { name: "qemu-system-x86", gives: Gives::Command(PROGRAM) };
-/// The first version whose TCG runs the nested KVM.
-const OLDEST: (u32, u32) = (7, 2);
+use super::emulator::Emulator;
 
 /// An EPYC by emulation, with the virtualisation that KVM needs and room for the alias bit of shared memory.
 const PROCESSOR: &str = "EPYC,+svm,+npt,phys-bits=48";
@@ -66,8 +57,8 @@ pub const TERMINAL: &str = "hvc0";
 
 impl Configuration<'_> {
     /// The command that starts it.
-    pub fn command(&self) -> Command {
-        let mut command = Command::new(PROGRAM);
+    pub fn command(&self, emulator: &Emulator) -> Command {
+        let mut command = emulator.command();
         command.args(["-name", "umbra-lab", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         let accelerator = match self.emulation {
             Emulation::Parallel => "tcg,thread=multi",
@@ -114,38 +105,9 @@ fn option(prefix: &str, path: &Path) -> OsString {
     text
 }
 
-/// Fails if QEMU is too old.
-pub fn check_version() -> Result<()> {
-    let output = Command::new(PROGRAM).arg("--version").output().with_context(|| format!("cannot run {PROGRAM}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let version = version(&text).with_context(|| format!("{PROGRAM} --version does not tell a version"))?;
-    ensure!(
-        version >= OLDEST,
-        "{PROGRAM} is version {}.{}, and the lab needs {}.{} or later",
-        version.0,
-        version.1,
-        OLDEST.0,
-        OLDEST.1
-    );
-    Ok(())
-}
-
-fn version(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.split_once("version ")?.1.split(|letter: char| !letter.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_read() {
-        assert_eq!(version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\n"), Some((7, 2)));
-        assert_eq!(version("QEMU emulator version 10.0.2\nCopyright"), Some((10, 0)));
-        assert_eq!(version("something else"), None);
-        assert!((10, 0) >= OLDEST && (6, 9) < OLDEST);
-    }
 
     #[test]
     fn a_comma_in_a_path_does_not_end_the_option() {
@@ -168,7 +130,7 @@ mod tests {
             channels: &[Channel { name: TERMINAL, socket: 5 }],
             verbose: false,
         };
-        let command = configuration.command();
+        let command = configuration.command(&Emulator::installed());
         let arguments: Vec<&str> = command.get_args().filter_map(OsStr::to_str).collect();
         let filesystems: Vec<&&str> = arguments.iter().filter(|argument| argument.starts_with("local,")).collect();
         assert_eq!(filesystems.len(), 2);

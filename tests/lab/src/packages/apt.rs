@@ -30,7 +30,7 @@ const APT_STATE: [&str; 6] = [
 ];
 
 /// Paths of a package that the lab has no use for. Kernel modules are 90 % of a kernel package.
-const LEFT_OUT: [&str; 4] = ["./lib/modules", "./usr/lib/modules", "./usr/share/doc", "./usr/share/man"];
+pub(super) const LEFT_OUT: [&str; 4] = ["./lib/modules", "./usr/lib/modules", "./usr/share/doc", "./usr/share/man"];
 
 /// A version of a package that can be downloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ fn is_current(note: &Path) -> bool {
     }
 }
 
-fn remembered(name: &str, note: &Path) -> Option<Candidate> {
+pub(super) fn remembered(name: &str, note: &Path) -> Option<Candidate> {
     let text = fs::read_to_string(note).ok()?;
     let (version, size) = text.trim().split_once(' ')?;
     Some(Candidate { name: name.to_owned(), version: version.to_owned(), size: size.parse().ok()? })
@@ -227,7 +227,7 @@ fn entry_name(package: &Candidate) -> PathBuf {
 
 /// Downloads a package into `folder`. Should the server have a newer version only, it is that one.
 pub fn download(options: &Options, cache: &Cache, package: &Candidate, folder: &Path) -> Result<(Candidate, PathBuf)> {
-    let error = match download_once(options, package, folder) {
+    let error = match download_once(options, &[], package, folder) {
         Ok(archive) => return Ok((package.clone(), archive)),
         Err(error) => error,
     };
@@ -235,17 +235,28 @@ pub fn download(options: &Options, cache: &Cache, package: &Candidate, folder: &
     if format!("{error:#}").contains(listing::NOT_THERE) && refresh(options)?.is_some() {
         let newer = candidate(options, cache, &package.name)?;
         if newer != *package {
-            let archive = download_once(options, &newer, folder)?;
+            let archive = download_once(options, &[], &newer, folder)?;
             return Ok((newer, archive));
         }
     }
     Err(error)
 }
 
-fn download_once(options: &Options, package: &Candidate, folder: &Path) -> Result<PathBuf> {
+/// Downloads a package into `folder`, as these options for apt have it.
+pub(super) fn download_once(
+    options: &Options,
+    settings: &[String],
+    package: &Candidate,
+    folder: &Path,
+) -> Result<PathBuf> {
     let Candidate { name, version, size } = package;
     let mut command = Command::new("apt-get");
-    command.args(["-q", "download"]).arg(format!("{name}={version}")).current_dir(folder).env("LC_ALL", "C");
+    command
+        .args(settings)
+        .args(["-q", "download"])
+        .arg(format!("{name}={version}"))
+        .current_dir(folder)
+        .env("LC_ALL", "C");
     if rustix::process::geteuid().is_root() {
         command.args(["-o", "APT::Sandbox::User=root"]); // the cache is not open to the user _apt
     }

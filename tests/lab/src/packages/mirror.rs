@@ -24,12 +24,14 @@ pub struct Mirror {
 
 /// The first server in apt's sources that has a release of Debian which the lab knows.
 pub fn debian_mirror(options: &Options) -> Result<Mirror> {
-    let find = || {
-        let output = run("apt-get", ["indextargets", "--format", FORMAT, "Created-By: Packages"])?;
-        ensure!(output.status.success(), "apt-get does not tell its sources");
-        Ok(choose(&String::from_utf8_lossy(&output.stdout)))
-    };
-    find_or_refresh(options, &format!("Debian itself ({})", SUITES.join(" or ")), find)
+    find_or_refresh(options, &format!("Debian itself ({})", SUITES.join(" or ")), known_debian_mirror)
+}
+
+/// The same, as far as apt's lists tell it now.
+pub(super) fn known_debian_mirror() -> Result<Option<Mirror>> {
+    let output = run("apt-get", ["indextargets", "--format", FORMAT, "Created-By: Packages"])?;
+    ensure!(output.status.success(), "apt-get does not tell its sources");
+    Ok(choose(&String::from_utf8_lossy(&output.stdout)))
 }
 
 /// Picks from apt's list of package indices.
