@@ -1,6 +1,7 @@
 //! A machine in this process, with all of its processors at work.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use hypervisor::Hypervisor;
 use hypervisor::kvm::KvmHypervisor;
 use kvm_tests::requirement::{require, require_caps};
 use kvm_tests::swarm;
+use kvm_tests::trial::ProcessorFailure;
 use tempfile::TempDir;
 use vmm::config::{ConsoleConfig, CpusConfig, MemoryConfig, SerialConfig, VmConfig};
 use vmm::console::Output;
@@ -44,6 +46,8 @@ pub struct Running<'a> {
     /// Steers it.
     pub handle: &'a MachineHandle,
     screen: &'a PathBuf,
+    /// Whether it has ended.
+    over: &'a AtomicBool,
 }
 
 impl Bed {
@@ -86,18 +90,26 @@ impl Bed {
         let output = Output::new(self.config.serial.clone());
         let machine = Machine::build(&self.hypervisor, &self.config, &output, &self.events)?;
         let (sender, receiver) = mpsc::channel();
+        let over = &AtomicBool::new(false);
         std::thread::scope(|scope| {
             let (events, (done, ended)) = (&self.events, mpsc::channel());
             scope.spawn(move || {
                 let result = machine.run(events, |handle| drop(sender.send(handle)));
+                over.store(true, Ordering::Release);
                 let _ = done.send(result);
             });
             let handle = receiver.recv_timeout(LIMIT).context("the machine does not start")?;
-            let result = test(&Running { handle: &handle, screen: &self.screen });
+            let result = test(&Running { handle: &handle, screen: &self.screen, over });
+            let by_itself = over.load(Ordering::Acquire);
             handle.stop();
             // Not to be waited for: a scope that has a thread left never ends, and the test's own limit says so.
             let ended = ended.recv_timeout(LIMIT).context("the machine does not end")?;
-            result.and(ended.context("the machine ended"))
+            match (result, ended.context("the machine ended")) {
+                // The guest never resets but by a triple fault.
+                (Err(error), Ok(Stop::Reset)) if by_itself => Err(error.context(ProcessorFailure)),
+                (Err(error), Err(end)) => Err(end.context(format!("{error:#}"))),
+                (result, ended) => result.and(ended),
+            }
         })
     }
 }
@@ -121,6 +133,7 @@ impl Running<'_> {
     pub fn works(&self, processors: u8, signs: usize) -> anyhow::Result<()> {
         let before = (0..processors).map(|id| self.signs_of(id)).collect::<anyhow::Result<Vec<_>>>()?;
         until("all processors work", || {
+            ensure!(!self.over.load(Ordering::Acquire), "the machine ended while its processors should work");
             for (id, before) in (0..).zip(&before) {
                 if self.signs_of(id)? < before + signs {
                     return Ok(false);
@@ -128,7 +141,32 @@ impl Running<'_> {
             }
             Ok(true)
         })
+        .with_context(|| self.state(&before))
     }
+
+    /// What tells why processors don't work, after these signs.
+    fn state(&self, before: &[usize]) -> String {
+        let signs: Vec<_> = (0..).zip(before).map(|(id, before)| (before, self.signs_of(id).ok())).collect();
+        let statistics = self.handle.memory_statistics();
+        let threads = threads().unwrap_or_else(|error| format!("{error:#}"));
+        format!("signs before and now: {signs:?}; {statistics:?}; threads:\n{threads}")
+    }
+}
+
+/// The threads of this process: for each its name, its state with the ticks that it has run in user space and in the kernel,
+/// and where it waits.
+fn threads() -> anyhow::Result<String> {
+    let mut lines = String::new();
+    for task in std::fs::read_dir("/proc/self/task").context("cannot list threads")? {
+        let folder = task.context("cannot list threads")?.path();
+        // One may end meanwhile.
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+        let (stat, wait) = (read("stat"), read("wchan"));
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        let state = [0, 11, 12].map(|index| fields.get(index).copied().unwrap_or("?")).join(" ");
+        lines.push_str(&format!("{}: {state} {wait} {}\n", read("comm").trim(), read("syscall").trim()));
+    }
+    Ok(lines)
 }
 
 /// Waits until something is so.

@@ -17,6 +17,8 @@ type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    // Warnings of machines, which tell why one ended.
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).init();
     let tests = [processors::TESTS, pause::TESTS, life::TESTS, linux::TESTS];
     let trials = tests.into_iter().flatten().map(|(name, test)| trial(name, *test)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
