@@ -100,7 +100,7 @@ impl Machine {
     /// # Errors
     /// A vCPU that can't go on.
     pub fn run(self, events: &EventMonitor, started: impl FnOnce(MachineHandle)) -> Result<Stop> {
-        let Self { vcpus, ram, devices, control, mut window, vm, .. } = self;
+        let Self { isolation, vcpus, ram, devices, control, mut window, vm, .. } = self;
         let enter = || RawTerminal::enter().map_err(Error::system("make the terminal raw"));
         let terminal = self.terminal.then(enter).transpose()?;
         signal::handle()?;
@@ -111,6 +111,7 @@ impl Machine {
         // Before the guest runs, so that whoever sees a sign of it can reach the machine.
         events.emit("vm", "booted", ());
         started(MachineHandle {
+            isolation,
             ram: ram.clone(),
             devices: devices.clone(),
             control: control.clone(),
