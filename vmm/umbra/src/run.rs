@@ -24,8 +24,17 @@ use crate::options;
 /// Boot a Linux kernel and run it until it powers off; with --api-socket, serve the REST API.
 #[derive(clap::Args)]
 #[command(after_help = "\
-On a terminal, Ctrl-A x ends the machine, and Ctrl-A Ctrl-A sends one Ctrl-A.
-Signals: TERM, INT and HUP end the machine; USR1 writes its memory statistics to the event monitor.
+Keys:
+  On a terminal, Ctrl-A x ends the machine, and Ctrl-A Ctrl-A sends one Ctrl-A.
+
+Signals:
+  TERM, INT and HUP end the machine; USR1 writes its memory statistics to the event monitor.
+
+Exit status:
+  0  the guest powered off, or the operator ended it: by a signal, a key or the API
+  1  the machine could not be built or could not go on, was reset and could not be built anew, or the API could not be served
+  2  a command line that makes no sense; nothing was done
+  A guest that resets or crashes is booted anew, and ends nothing.
 
 Examples:
   umbra run --kernel /boot/vmlinuz --initramfs initramfs.cpio --cmdline 'console=ttyS0' \\
