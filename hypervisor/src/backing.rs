@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 use vm_memory::{FileOffset, MmapRegion};
 
-use crate::{Error, GpaRange, PAGE_SIZE, Result};
+use crate::{Bytes, Error, GpaRange, PAGE_SIZE, Result};
 
 /// Guest memory that the VMM maps: a memfd and its mapping, or an anonymous mapping.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl SharedMemory {
     pub fn new(name: &str, size: u64) -> Result<Self> {
         let failed = |operation, source: io::Error| Error::Failed {
             operation,
-            subject: format!("{size:#x} bytes of shared guest memory"),
+            subject: format!("{} of shared guest memory", Bytes(size)),
             source,
         };
         GpaRange::new(0, size)?;
@@ -70,7 +70,7 @@ impl SharedMemory {
     pub fn anonymous(size: u64) -> Result<Self> {
         let failed = |operation, source: io::Error| Error::Failed {
             operation,
-            subject: format!("{size:#x} bytes of anonymous guest memory"),
+            subject: format!("{} of anonymous guest memory", Bytes(size)),
             source,
         };
         GpaRange::new(0, size)?;
@@ -304,7 +304,7 @@ mod tests {
             let error = SharedMemory::new("test", size).unwrap_err();
             let chain =
                 format!("{error} {}", std::error::Error::source(&error).map_or(String::new(), |e| e.to_string()));
-            assert!(chain.contains(&format!("{size:#x}")) || chain.contains("empty"), "{chain}");
+            assert!(chain.contains(&Bytes(size).to_string()) || chain.contains("empty"), "{chain}");
         }
     }
 
@@ -333,7 +333,7 @@ mod tests {
             |pages| Region { range: GpaRange::new(0, pages * PAGE_SIZE).unwrap(), shared: None, private: None };
         assert!(region(MAX_REGION_PAGES).check().is_ok());
         let error = region(MAX_REGION_PAGES + 1).check().unwrap_err();
-        assert!(error.to_string().contains("0x7fffffff pages"), "{error}");
+        assert!(error.to_string().contains("2147483647 pages"), "{error}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use arch::x86_64::Isolation;
 use arch::x86_64::image::ImageError;
 use arch::x86_64::launch::LaunchError;
 use arch::x86_64::memory_layout::LayoutError;
-use hypervisor::Capability;
+use hypervisor::{Bytes, Capability};
 
 use crate::memory::ConversionError;
 use crate::memory::conversion::SetupError;
@@ -32,7 +32,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file of the machine has more bytes than can be of use.
-    #[error("{role} {} has more than {limit} bytes, and there is no room for more: pass a smaller file", path.display())]
+    #[error("{role} {} has more than {}, and there is no room for more: pass a smaller file", path.display(), Bytes(*limit))]
     FileTooLarge {
         /// What the file is for: "kernel", "initramfs".
         role: &'static str,
