@@ -23,7 +23,7 @@ mod stub;
 use std::borrow::Cow;
 
 use hypervisor::x86_64::{Registers, Segment, SpecialRegisters};
-use hypervisor::{Bytes, GpaRange, PAGE_SIZE};
+use hypervisor::{ByteSize, GpaRange, PAGE_SIZE};
 
 use super::acpi::ProcessorStart;
 use super::boot_params::{self, KernelHeader};
@@ -100,7 +100,7 @@ pub enum LaunchError {
     /// The kernel and the RAM don't fit.
     #[error(
         "the kernel needs {start:#x}-{end:#x}, and RAM is {} there: give the guest at least {} MiB",
-        Bytes(*low_ram_end),
+        ByteSize(*low_ram_end),
         end.div_ceil(1 << 20) + 16
     )]
     KernelDoesNotFit {
@@ -115,7 +115,7 @@ pub enum LaunchError {
     #[error(
         "the initramfs of {} does not fit between the kernel's end at {kernel_end:#x} and {limit:#x}: give the guest more \
          memory or a smaller initramfs",
-        Bytes(*size)
+        ByteSize(*size)
     )]
     InitramfsDoesNotFit {
         /// Its size in bytes.

@@ -156,7 +156,8 @@ mod tests {
         let context = context(Policy::default());
         let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
         let (ram, devices, control) = (context.ram, context.devices, context.control);
-        let handle = MachineHandle { ram, devices, control, vm, transitions: Arc::default() };
+        let handle =
+            MachineHandle { isolation: Isolation::None, ram, devices, control, vm, transitions: Arc::default() };
         let transition = handle.transition();
         assert!(!handle.is_paused());
         drop(transition);

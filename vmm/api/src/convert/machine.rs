@@ -10,9 +10,6 @@ use crate::types::{
     CpuTopology, CpusConfig, IsolationName, MemoryConfig, PayloadConfig, PlatformConfig, Unsupported, VmConfig,
 };
 
-/// Memory of a machine that does not say how much.
-const DEFAULT_MEMORY: u64 = 512 << 20;
-
 /// What Cloud Hypervisor's clients send for `max_phys_bits` when nobody asked for a limit.
 const DEFAULT_PHYS_BITS: u8 = 46;
 
@@ -32,11 +29,8 @@ impl TryFrom<&VmConfig> for to::VmConfig {
         let kernel = kernel.clone().filter(|path| !path.as_os_str().is_empty());
         let kernel = kernel.ok_or_else(|| ConfigError::new("payload.kernel", "it is missing: name a Linux kernel"))?;
         let (cpus, memory) = (from.cpus.as_ref(), from.memory.as_ref());
-        let cpus = cpus.map_or(Ok(to::CpusConfig { boot: 1 }), to::CpusConfig::try_from);
-        let memory = memory.map_or(
-            Ok(to::MemoryConfig { size: DEFAULT_MEMORY, unmappable: None, window: 0 }),
-            to::MemoryConfig::try_from,
-        );
+        let cpus = cpus.map_or(Ok(to::CpusConfig::default()), to::CpusConfig::try_from);
+        let memory = memory.map_or(Ok(to::MemoryConfig::default()), to::MemoryConfig::try_from);
         let isolation = from.platform.as_ref().map_or(Ok(None), isolation);
         let conversions =
             from.conversions.as_ref().map_or(Ok(Policy::default()), |rules| rules.over(Policy::default()));
@@ -50,9 +44,7 @@ impl TryFrom<&VmConfig> for to::VmConfig {
             conversions: conversions.map_err(|error| error.inside("conversions"))?,
             serial: one("serial", from.serial.as_ref())?.unwrap_or(to::SerialConfig::Null),
             console: one("console", from.console.as_ref())?.unwrap_or(to::ConsoleConfig::Off),
-            rng: Some(
-                one("rng", from.rng.as_ref())?.unwrap_or_else(|| to::RngConfig { source: "/dev/urandom".into() }),
-            ),
+            rng: Some(one("rng", from.rng.as_ref())?.unwrap_or_default()),
             disks: all("disks", from.disks.as_deref())?,
             nets: all("net", from.net.as_deref())?,
             vsock: one("vsock", from.vsock.as_ref())?,

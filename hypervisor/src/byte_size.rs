@@ -4,9 +4,9 @@ use std::fmt;
 
 /// So many bytes, written as people write sizes: `512 MiB`, `4097 bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Bytes(pub u64);
+pub struct ByteSize(pub u64);
 
-impl fmt::Display for Bytes {
+impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
         match self.0 {
@@ -39,7 +39,7 @@ mod tests {
             (3 << 62, "12 EiB"),
             (u64::MAX, "18446744073709551615 bytes"),
         ] {
-            assert_eq!(Bytes(size).to_string(), text);
+            assert_eq!(ByteSize(size).to_string(), text);
         }
     }
 }
