@@ -69,7 +69,7 @@ def configuration(isolation, **more):
         payload=PayloadConfig(
             kernel=str(FOLDER / "vmlinuz"), initramfs=str(FOLDER / "initramfs"), cmdline="console=ttyS0 quiet panic=-1"
         ),
-        cpus=CpusConfig(boot_vcpus=1),
+        cpus=CpusConfig(boot_vcpus=1, max_vcpus=1),
         platform=PlatformConfig(isolation=isolation),
         serial=SerialConfig(mode=ConsoleMode.FILE, file=str(CONSOLE)),
         console=ConsoleConfig(mode=ConsoleMode.OFF),
