@@ -71,20 +71,14 @@ fn run(vcpu: &mut VcpuFd, ram: &GuestRam) -> Result<()> {
                 ram.convert(from_memory_fault_flags(ram.layout(), flags, gpa, size)?)?;
             }
             VcpuExit::IoOut(1, answer) => {
-                println!(
-                    "announced: the guest is told {}; a device {:?}",
-                    answer[0],
-                    device_sees().map_err(|e| e.to_string())
-                );
-                assert!(answer[0] == 0 && device_sees().is_err());
+                let refused = device_sees().err().ok_or("the device sees a private page")?;
+                println!("announced: the guest is told {}, the device: {refused}", answer[0]);
+                assert_eq!(answer[0], 0);
             }
+            // Not the 7 of before: what changes its state loses its contents.
             VcpuExit::IoOut(2, sees) => {
-                println!(
-                    "touched: the guest sees {}, a device {}, and neither the 7 of before",
-                    sees[0],
-                    device_sees()?
-                );
-                assert!(sees[0] == 0 && device_sees()? == 0);
+                println!("touched: the guest sees {}, the device {}", sees[0], device_sees()?);
+                assert_eq!([sees[0], device_sees()?], [0, 0]);
                 return Ok(());
             }
             other => return Err(format!("the guest left with {other:?}").into()),
