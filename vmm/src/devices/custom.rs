@@ -44,7 +44,12 @@ pub struct CustomDevices {
 
 /// Devices by the places that they have, which don't overlap.
 #[derive(Default)]
-struct Places(Vec<(Range<u64>, Mutex<Box<dyn CustomDevice>>)>);
+struct Places(Vec<Placed>);
+
+struct Placed {
+    place: Range<u64>,
+    device: Mutex<Box<dyn CustomDevice>>,
+}
 
 /// Places that are taken, and by what.
 type Taken<'a> = &'a [(Range<u64>, &'a str)];
@@ -146,18 +151,18 @@ impl Places {
         if let Some((_, owner)) = taken.iter().find(|(other, _)| meets(other)) {
             return refused(format!("{owner} has some of them: choose others"));
         }
-        if self.0.iter().any(|(other, _)| meets(other)) {
+        if self.0.iter().any(|other| meets(&other.place)) {
             return refused("a device that was added before has some of them: choose others".into());
         }
-        self.0.push((place, Mutex::new(device)));
+        self.0.push(Placed { place, device: Mutex::new(device) });
         Ok(())
     }
 
     /// Does this with the device that has all of these, and where in its place they are. Whether there is one.
     fn with(&self, start: u64, size: u64, access: impl FnOnce(&mut dyn CustomDevice, u64)) -> bool {
         let Some(end) = start.checked_add(size) else { return false };
-        let found = self.0.iter().find(|(place, _)| place.start <= start && end <= place.end);
-        let Some((place, device)) = found else { return false };
+        let found = self.0.iter().find(|found| found.place.start <= start && end <= found.place.end);
+        let Some(Placed { place, device }) = found else { return false };
         // One that panicked is as it was left; nothing here depends on it.
         access(&mut **device.lock().unwrap_or_else(PoisonError::into_inner), start - place.start);
         true
@@ -172,9 +177,12 @@ mod tests {
 
     use super::*;
 
+    /// An offset, and what was written there.
+    type Note = (u64, Vec<u8>);
+
     /// Remembers what is written, and reads as its offset.
     #[derive(Default, Clone)]
-    struct Notes(Arc<Mutex<Vec<(u64, Vec<u8>)>>>);
+    struct Notes(Arc<Mutex<Vec<Note>>>);
 
     impl CustomDevice for Notes {
         fn read(&mut self, offset: u64, data: &mut [u8]) {

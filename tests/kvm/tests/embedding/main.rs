@@ -94,9 +94,12 @@ fn private() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// An offset, and what was written there.
+type Note = (u64, Vec<u8>);
+
 /// Remembers what is written to it, and reads as its offset in each byte.
 #[derive(Default, Clone)]
-struct Notes(Arc<Mutex<Vec<(u64, Vec<u8>)>>>);
+struct Notes(Arc<Mutex<Vec<Note>>>);
 
 impl CustomDevice for Notes {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
