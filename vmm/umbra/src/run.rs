@@ -39,7 +39,7 @@ Exit status:
 Examples:
   umbra run --kernel /boot/vmlinuz --initramfs initramfs.cpio --cmdline 'console=ttyS0' \\
       --memory size=512M,unmappable=on
-  umbra run --api-socket /run/umbra.sock     wait for vm.create: see umbra ctl --help")]
+  umbra run --api-socket /run/umbra.sock     wait for umbra ctl create")]
 pub struct Args {
     /// The kernel: an x86-64 Linux vmlinuz (bzImage) or vmlinux. Without one, the API creates the machine.
     #[arg(long, value_name = "PATH", required_unless_present = "api_socket")]
@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "console=ttyS0")]
     cmdline: String,
     /// Processors.
-    #[arg(long, value_name = "boot=N[,max=N]", default_value = "boot=1", requires = "kernel", value_parser = options::cpus)]
+    #[arg(long, value_name = "boot=N", default_value = "boot=1", requires = "kernel", value_parser = options::cpus)]
     cpus: CpusConfig,
     /// Memory: its size, whether no process on the host may be able to map it, and how much at the end of low RAM is
     /// reserved for conversions of the operator's.
