@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 use vm_memory::{FileOffset, MmapRegion};
 
-use crate::{Error, GpaRange, PAGE_SIZE, Result};
+use crate::{ByteSize, Error, GpaRange, PAGE_SIZE, Result};
 
 /// Guest memory that the VMM maps: a memfd and its mapping, or an anonymous mapping.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl SharedMemory {
     pub fn new(name: &str, size: u64) -> Result<Self> {
         let failed = |operation, source: io::Error| Error::Failed {
             operation,
-            subject: format!("{size:#x} bytes of shared guest memory"),
+            subject: format!("{} of shared guest memory", ByteSize(size)),
             source,
         };
         GpaRange::new(0, size)?;
@@ -70,7 +70,7 @@ impl SharedMemory {
     pub fn anonymous(size: u64) -> Result<Self> {
         let failed = |operation, source: io::Error| Error::Failed {
             operation,
-            subject: format!("{size:#x} bytes of anonymous guest memory"),
+            subject: format!("{} of anonymous guest memory", ByteSize(size)),
             source,
         };
         GpaRange::new(0, size)?;
@@ -142,8 +142,12 @@ pub struct GuestMemfd {
 }
 
 impl GuestMemfd {
-    /// Takes over a guest_memfd of `size` bytes, and makes it close on exec, which the kernel does not.
-    pub(crate) fn new(file: OwnedFd, size: u64) -> io::Result<Self> {
+    /// Takes over a guest_memfd of `size` bytes, as KVM_CREATE_GUEST_MEMFD returns it, and makes it close on exec, which the
+    /// kernel does not. For implementations of [`crate::Vm`] elsewhere; others have [`crate::Vm::create_guest_memfd`].
+    ///
+    /// # Errors
+    /// The descriptor does not take the flag.
+    pub fn new(file: OwnedFd, size: u64) -> io::Result<Self> {
         rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::CLOEXEC)?;
         Ok(Self { file, size })
     }
@@ -304,7 +308,7 @@ mod tests {
             let error = SharedMemory::new("test", size).unwrap_err();
             let chain =
                 format!("{error} {}", std::error::Error::source(&error).map_or(String::new(), |e| e.to_string()));
-            assert!(chain.contains(&format!("{size:#x}")) || chain.contains("empty"), "{chain}");
+            assert!(chain.contains(&ByteSize(size).to_string()) || chain.contains("empty"), "{chain}");
         }
     }
 
@@ -333,7 +337,7 @@ mod tests {
             |pages| Region { range: GpaRange::new(0, pages * PAGE_SIZE).unwrap(), shared: None, private: None };
         assert!(region(MAX_REGION_PAGES).check().is_ok());
         let error = region(MAX_REGION_PAGES + 1).check().unwrap_err();
-        assert!(error.to_string().contains("0x7fffffff pages"), "{error}");
+        assert!(error.to_string().contains("2147483647 pages"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{Capability, GpaRange, PageState, RangeError};
+use crate::{ByteSize, Capability, GpaRange, PageState, RangeError};
 
 /// The version of KVM's interface that every Linux since 2.6.22 speaks, and that this crate is written for.
 pub(crate) const API_VERSION: i32 = 12;
@@ -74,7 +74,7 @@ pub enum Error {
     Range(#[from] RangeError),
     /// A region has more pages than a memory slot takes.
     #[error(
-        "region {range} has more than the {limit:#x} pages of 4 KiB that a memory slot can have: give the guest less memory"
+        "region {range} has more than the {limit} pages of 4 KiB that a memory slot can have: give the guest less memory"
     )]
     RegionTooLarge {
         /// Where the region lies in the guest.
@@ -83,7 +83,7 @@ pub enum Error {
         limit: u64,
     },
     /// A region names bytes that its backing does not have.
-    #[error("region {range} needs bytes {offset:#x}-{end:#x} of a backing of {size:#x} bytes")]
+    #[error("region {range} needs bytes {offset:#x}-{end:#x} of a backing of {}", ByteSize(*size))]
     OutsideBacking {
         /// Where the region lies in the guest.
         range: GpaRange,

@@ -12,6 +12,7 @@ mod vcpu;
 mod vm;
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -58,6 +59,28 @@ impl KvmHypervisor {
         }
         let caps = probe::probe(&kvm);
         Ok(Self { kvm, caps, injected: Injected::default() })
+    }
+
+    /// Operates a VM that was made elsewhere, for a VMM that has one, and vCPUs of its own, and wants guest memory and conversions
+    /// from here. The descriptor is duplicated; the VMM goes on using its own.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    ///
+    /// # Safety
+    /// `vm` is a VM of this host's KVM, of type `vm_type`. No vCPU of it that was made elsewhere runs once the returned VM is
+    /// dropped: that unmaps what its memory slots show to the guest. Slots that are used through the returned VM are used in no
+    /// other way.
+    #[expect(unsafe_code, reason = "only the caller knows what runs on the VM")]
+    pub unsafe fn adopt(&self, vm: &impl AsRawFd, vm_type: VmType) -> Result<Arc<dyn Vm>> {
+        // SAFETY: it is a VM's, by this function's own contract, and open for as long as `vm` is borrowed.
+        let theirs = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+        let failed = |source| Error::Failed { operation: "take over", subject: "a VM".into(), source };
+        let own = theirs.try_clone_to_owned().map_err(failed)?;
+        // SAFETY: nobody else has this one, and it is a VM's.
+        let fd = unsafe { self.kvm.create_vmfd_from_rawfd(own.into_raw_fd()) }
+            .map_err(Error::failed("take over", "a VM"))?;
+        Ok(Arc::new(vm::KvmVm::new(fd, vm_type, self.injected.clone())))
     }
 
     /// The failures ordered for its VMs and vCPUs.

@@ -13,6 +13,7 @@
 //! reach them; a reply that the VMM forgets is a refusal, never a grant and never stale memory.
 
 pub mod backing;
+mod byte_size;
 pub mod caps;
 mod error;
 mod exit;
@@ -24,6 +25,7 @@ mod range;
 mod traits;
 
 pub use backing::{Backing, GuestMemfd, Region, SharedMemory, Slice};
+pub use byte_size::ByteSize;
 pub use caps::{Capability, MemoryCaps, VmType};
 pub use error::{AttributeError, Error, PreFaultError, Result};
 pub use exit::{Exit, MapGpaRange, MapGpaRangeReply, MemoryFault, MsrRead};

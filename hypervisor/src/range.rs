@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use crate::ByteSize;
+
 /// Size of the pages that attributes and conversions count in, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -51,7 +53,7 @@ pub enum RangeError {
         start: u64,
     },
     /// Start or size is not a multiple of the page size.
-    #[error("range at {start:#x} of {size:#x} bytes is not aligned to {PAGE_SIZE}-byte pages")]
+    #[error("range at {start:#x} of {} is not aligned to {PAGE_SIZE}-byte pages", ByteSize(*size))]
     Unaligned {
         /// First address.
         start: u64,
@@ -59,7 +61,7 @@ pub enum RangeError {
         size: u64,
     },
     /// The end is not an address.
-    #[error("range at {start:#x} of {size:#x} bytes ends beyond the address space")]
+    #[error("range at {start:#x} of {} ends beyond the address space", ByteSize(*size))]
     TooLarge {
         /// First address.
         start: u64,

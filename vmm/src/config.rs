@@ -156,7 +156,60 @@ pub enum SerialConfig {
     Null,
 }
 
+impl Default for CpusConfig {
+    /// One.
+    fn default() -> Self {
+        Self { boot: 1 }
+    }
+}
+
+impl Default for MemoryConfig {
+    /// 512 MiB, which are unmappable if the isolation says so, without a window.
+    fn default() -> Self {
+        Self { size: 512 << 20, unmappable: None, window: 0 }
+    }
+}
+
+impl Default for RngConfig {
+    /// The host's own.
+    fn default() -> Self {
+        Self { source: "/dev/urandom".into() }
+    }
+}
+
 impl VmConfig {
+    /// A machine that boots this kernel: one processor, 512 MiB of ordinary memory, random numbers, and nothing else; its
+    /// serial port goes nowhere. What is to be different is written over it:
+    ///
+    /// ```
+    /// use vmm::config::{MemoryConfig, SerialConfig, VmConfig};
+    ///
+    /// let config = VmConfig {
+    ///     command_line: "console=ttyS0".into(),
+    ///     memory: MemoryConfig { unmappable: Some(true), ..MemoryConfig::default() },
+    ///     serial: SerialConfig::File("serial.log".into()),
+    ///     ..VmConfig::new("vmlinuz")
+    /// };
+    /// ```
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            kernel: kernel.into(),
+            initramfs: None,
+            command_line: String::new(),
+            cpus: CpusConfig::default(),
+            memory: MemoryConfig::default(),
+            isolation: None,
+            conversions: Policy::default(),
+            serial: SerialConfig::Null,
+            console: ConsoleConfig::Off,
+            rng: Some(RngConfig::default()),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            vsock: None,
+            balloon: None,
+        }
+    }
+
     /// The isolation to use on a host with these capabilities. Never weaker than what was asked for.
     ///
     /// # Errors
@@ -196,20 +249,9 @@ mod tests {
 
     fn config(isolation: Option<Isolation>, unmappable: Option<bool>) -> VmConfig {
         VmConfig {
-            kernel: "vmlinuz".into(),
-            initramfs: None,
-            command_line: String::new(),
-            memory: MemoryConfig { size: 512 << 20, unmappable, window: 0 },
             isolation,
-            conversions: Policy::default(),
-            serial: SerialConfig::Null,
-            cpus: CpusConfig { boot: 1 },
-            console: ConsoleConfig::Off,
-            rng: None,
-            disks: Vec::new(),
-            nets: Vec::new(),
-            vsock: None,
-            balloon: None,
+            memory: MemoryConfig { unmappable, ..MemoryConfig::default() },
+            ..VmConfig::new("vmlinuz")
         }
     }
 

@@ -9,8 +9,10 @@
 //! | [`virtio`] | virtio devices, and their transport on the bus |
 //! | [`interrupts`] | message-signalled interrupts |
 //! | [`serial`], [`cmos`], [`power`] | the serial port; the clock; power-off and reset |
+//! | [`custom`] | devices of whoever embeds the machine |
 
 pub mod cmos;
+pub mod custom;
 pub mod interrupts;
 pub mod manager;
 pub mod pci;
@@ -25,6 +27,7 @@ use arch::x86_64::map::{
     SLEEP_CONTROL_PORT,
 };
 use cmos::{CMOS_PORT, CMOS_PORTS, Cmos};
+use custom::CustomDevices;
 use manager::DeviceManager;
 use power::PowerRequest;
 use serial::SerialDevice;
@@ -40,6 +43,8 @@ pub struct Devices {
     pub cmos: Cmos,
     /// The devices on the PCI bus.
     pub manager: Arc<DeviceManager>,
+    /// Those of whoever embeds the machine.
+    pub custom: CustomDevices,
 }
 
 impl Devices {
@@ -61,7 +66,7 @@ impl Devices {
             EVENT_PORT..EVENT_PORTS_END => self.manager.read_events(port, data),
             // The keyboard controller is never busy; the sleep status is "nothing happened".
             KEYBOARD_PORT | SLEEP_CONTROL_PORT..=RESET_PORT => data.fill(0),
-            _ => {}
+            _ => self.custom.read_port(port, data),
         }
     }
 
@@ -86,18 +91,26 @@ impl Devices {
                 self.manager.write_events(port, data);
                 None
             }
-            _ => power::request(port, *data.first()?),
+            KEYBOARD_PORT | SLEEP_CONTROL_PORT..=RESET_PORT => power::request(port, *data.first()?),
+            _ => {
+                self.custom.write_port(port, data);
+                None
+            }
         }
     }
 
     /// The guest reads an address without RAM. `data` holds all ones.
     pub fn read_memory(&self, gpa: u64, data: &mut [u8]) {
-        self.manager.bus().read_memory(gpa, data);
+        if !self.custom.read_memory(gpa, data) {
+            self.manager.bus().read_memory(gpa, data);
+        }
     }
 
     /// The guest writes an address without RAM.
     pub fn write_memory(&self, gpa: u64, data: &[u8]) {
-        self.manager.bus().write_memory(gpa, data);
+        if !self.custom.write_memory(gpa, data) {
+            self.manager.bus().write_memory(gpa, data);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use arch::x86_64::Isolation;
 use arch::x86_64::image::ImageError;
 use arch::x86_64::launch::LaunchError;
 use arch::x86_64::memory_layout::LayoutError;
-use hypervisor::Capability;
+use hypervisor::{ByteSize, Capability};
 
 use crate::memory::ConversionError;
 use crate::memory::conversion::SetupError;
@@ -32,7 +32,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file of the machine has more bytes than can be of use.
-    #[error("{role} {} has more than {limit} bytes, and there is no room for more: pass a smaller file", path.display())]
+    #[error("{role} {} has more than {}, and there is no room for more: pass a smaller file", path.display(), ByteSize(*limit))]
     FileTooLarge {
         /// What the file is for: "kernel", "initramfs".
         role: &'static str,
@@ -116,6 +116,14 @@ pub enum Error {
         id: String,
         /// What is wrong with it.
         reason: &'static str,
+    },
+    /// A device of the embedder's can't be there.
+    #[error("no device can have {place}: {reason}")]
+    DevicePlace {
+        /// The ports or addresses.
+        place: String,
+        /// Why not, and what to do.
+        reason: String,
     },
     /// There is no such device.
     #[error("the machine has no device {id:?}: its devices are {}", if devices.is_empty() { "none" } else { devices })]

@@ -29,16 +29,18 @@ mod processors;
 mod signal;
 mod starts;
 
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use arch::x86_64::Isolation;
-use hypervisor::{Hypervisor, Vcpu, Vm};
+use hypervisor::{GpaRange, Hypervisor, Vcpu, Vm};
 
 use crate::config::VmConfig;
 use crate::console::{self, Output, RawTerminal};
 use crate::devices::Devices;
+use crate::devices::custom::CustomDevice;
 use crate::events::EventMonitor;
 use crate::memory::GuestRam;
 use crate::vcpu::{Phase, VcpuContext};
@@ -68,7 +70,7 @@ pub struct Machine {
     isolation: Isolation,
     vcpus: Vec<(Box<dyn Vcpu>, Phase)>,
     ram: Arc<GuestRam>,
-    devices: Arc<Devices>,
+    devices: Devices,
     control: Arc<Control>,
     /// Whether standard input goes to the guest.
     terminal: bool,
@@ -95,14 +97,44 @@ impl Machine {
         self.isolation
     }
 
+    /// Its memory: conversions, and views for devices (`memory().devices().view("name")`).
+    pub fn memory(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// The VM beneath it, for what is the embedder's, such as interrupt lines of its devices
+    /// ([`register_irqfd`](Vm::register_irqfd); pins 0, 2, 4 and 5 are in use). Regions, attributes and message routes are the
+    /// machine's.
+    pub fn vm(&self) -> &Arc<dyn Vm> {
+        &self.vm
+    }
+
+    /// Adds a device of the embedder's on these ports. It is gone with this machine: one that is built after a reset gets it anew.
+    ///
+    /// # Errors
+    /// Ports that the machine, KVM or another such device has.
+    pub fn add_port_device(&mut self, ports: RangeInclusive<u16>, device: Box<dyn CustomDevice>) -> Result<()> {
+        self.devices.custom.add_ports(ports, device)
+    }
+
+    /// Adds a device of the embedder's at these addresses, like [`Machine::add_port_device`]. Free on every machine are those from
+    /// 0xfed0_0000 to 0xfee0_0000. Where guests have a C-bit, they reach it with that bit clear.
+    ///
+    /// # Errors
+    /// Addresses that RAM, the machine, KVM or another such device has.
+    pub fn add_memory_device(&mut self, range: GpaRange, device: Box<dyn CustomDevice>) -> Result<()> {
+        self.devices.custom.add_memory(range, self.ram.layout(), device)
+    }
+
     /// Runs until the guest or the operator ends it; `started` gets the handle for the latter.
     ///
     /// # Errors
     /// A vCPU that can't go on.
     pub fn run(self, events: &EventMonitor, started: impl FnOnce(MachineHandle)) -> Result<Stop> {
-        let Self { vcpus, ram, devices, control, mut window, vm, .. } = self;
+        let Self { isolation, vcpus, ram, devices, control, terminal, mut window, vm } = self;
+        let devices = Arc::new(devices);
         let enter = || RawTerminal::enter().map_err(Error::system("make the terminal raw"));
-        let terminal = self.terminal.then(enter).transpose()?;
+        let terminal = terminal.then(enter).transpose()?;
         signal::handle()?;
         let parked = (0..).zip(&vcpus).filter(|(_, (_, phase))| matches!(phase, Phase::Parked { .. }));
         let starts = Arc::new(Starts::new(parked.map(|(id, _)| id).collect()));
@@ -111,6 +143,7 @@ impl Machine {
         // Before the guest runs, so that whoever sees a sign of it can reach the machine.
         events.emit("vm", "booted", ());
         started(MachineHandle {
+            isolation,
             ram: ram.clone(),
             devices: devices.clone(),
             control: control.clone(),

@@ -23,7 +23,7 @@ mod stub;
 use std::borrow::Cow;
 
 use hypervisor::x86_64::{Registers, Segment, SpecialRegisters};
-use hypervisor::{GpaRange, PAGE_SIZE};
+use hypervisor::{ByteSize, GpaRange, PAGE_SIZE};
 
 use super::acpi::ProcessorStart;
 use super::boot_params::{self, KernelHeader};
@@ -99,7 +99,8 @@ pub enum LaunchError {
     },
     /// The kernel and the RAM don't fit.
     #[error(
-        "the kernel needs {start:#x}-{end:#x}, and RAM is {low_ram_end:#x} bytes there: give the guest at least {} MiB",
+        "the kernel needs {start:#x}-{end:#x}, and RAM is {} there: give the guest at least {} MiB",
+        ByteSize(*low_ram_end),
         end.div_ceil(1 << 20) + 16
     )]
     KernelDoesNotFit {
@@ -112,8 +113,9 @@ pub enum LaunchError {
     },
     /// The initramfs does not fit behind the kernel.
     #[error(
-        "the initramfs of {size} bytes does not fit between the kernel's end at {kernel_end:#x} and {limit:#x}: give the \
-         guest more memory or a smaller initramfs"
+        "the initramfs of {} does not fit between the kernel's end at {kernel_end:#x} and {limit:#x}: give the guest more \
+         memory or a smaller initramfs",
+        ByteSize(*size)
     )]
     InitramfsDoesNotFit {
         /// Its size in bytes.

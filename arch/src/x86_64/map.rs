@@ -57,9 +57,9 @@ pub const PCI_MEMORY_START: u32 = LOW_RAM_LIMIT as u32;
 pub const PCI_MEMORY_END: u32 = IOAPIC;
 
 /// The IOAPIC of KVM's in-kernel interrupt controllers.
-pub(crate) const IOAPIC: u32 = 0xfec0_0000;
+pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs.
-pub(crate) const LOCAL_APIC: u32 = 0xfee0_0000;
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
 
 /// Ports of the first serial port (16550).
 pub const SERIAL_PORT: u16 = 0x3f8;

@@ -25,7 +25,7 @@
 //! Below 640 KiB the shared alias of `software` is always open, since processors start there, and is never given to
 //! devices.
 
-use hypervisor::{GpaRange, PAGE_SIZE, PageState, RangeError};
+use hypervisor::{ByteSize, GpaRange, PAGE_SIZE, PageState, RangeError};
 
 use super::Isolation;
 use super::map::{HIGH_RAM_START, LOW_END, LOW_RAM_LIMIT};
@@ -57,14 +57,18 @@ pub struct RamRange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// Not pages, or none.
-    #[error("memory size of {0} bytes is not a whole number of {PAGE_SIZE}-byte pages")]
+    #[error("memory size of {} is not a whole number of {PAGE_SIZE}-byte pages", ByteSize(*.0))]
     Unaligned(u64),
     /// Too little to boot anything.
-    #[error("memory size of {0} bytes is too small: a guest needs at least {MIN_RAM} bytes")]
+    #[error(
+        "memory size of {} is too small: a guest needs at least {}, and Linux some 64 MiB", ByteSize(*.0), ByteSize(MIN_RAM)
+    )]
     TooSmall(u64),
     /// Beyond what the guest can address.
     #[error(
-        "memory size of {size} bytes is too large: with {aliasing} on this processor a guest can have at most {limit} bytes"
+        "memory size of {} is too large: with {aliasing} on this processor a guest can have at most {}",
+        ByteSize(*size),
+        ByteSize(*limit)
     )]
     TooLarge {
         /// What was asked for, in bytes.
@@ -75,11 +79,14 @@ pub enum LayoutError {
         aliasing: Aliasing,
     },
     /// A window that is no whole number of pages.
-    #[error("a window of {0} bytes is not a whole number of {PAGE_SIZE}-byte pages")]
+    #[error("a window of {} is not a whole number of {PAGE_SIZE}-byte pages", ByteSize(*.0))]
     WindowUnaligned(u64),
     /// A window that leaves too little to boot anything.
     #[error(
-        "a window of {window} bytes leaves too little of {low} bytes of low RAM: it can have at most {limit} bytes"
+        "a window of {} leaves too little of {} of low RAM: it can have at most {}",
+        ByteSize(*window),
+        ByteSize(*low),
+        ByteSize(*limit)
     )]
     WindowTooLarge {
         /// What was asked for, in bytes.

@@ -21,7 +21,7 @@ use super::vcpu::KvmVcpu;
 use crate::backing::Reservation;
 use crate::error::AttributeError;
 use crate::faults::Operation;
-use crate::{Backing, Error, GpaRange, GuestMemfd, PageState, Region, Result, Vcpu, Vm, VmType};
+use crate::{Backing, ByteSize, Error, GpaRange, GuestMemfd, PageState, Region, Result, Vcpu, Vm, VmType};
 use crate::{MsiRoute, MsrFilter};
 
 /// Where Intel's KVM keeps three pages for real mode and one page table: below 4 GiB, above all RAM and devices.
@@ -165,7 +165,7 @@ impl Vm for KvmVm {
     }
 
     fn create_guest_memfd(&self, size: u64) -> Result<Arc<GuestMemfd>> {
-        let subject = || format!("{size:#x} bytes of private guest memory");
+        let subject = || format!("{} of private guest memory", ByteSize(size));
         let arguments = kvm_create_guest_memfd { size, ..Default::default() };
         let raw = self
             .injected

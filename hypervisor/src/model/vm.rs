@@ -20,8 +20,8 @@ use super::wires::Wires;
 use crate::error::AttributeError;
 use crate::faults::{Faults, Operation};
 use crate::{
-    Backing, Error, GpaRange, GuestMemfd, MemoryCaps, MsiRoute, MsrFilter, PAGE_SIZE, PageState, Region, Result, Slice,
-    Vcpu, Vm, VmType,
+    Backing, ByteSize, Error, GpaRange, GuestMemfd, MemoryCaps, MsiRoute, MsrFilter, PAGE_SIZE, PageState, Region,
+    Result, Slice, Vcpu, Vm, VmType,
 };
 
 /// A VM that is only modelled. [`Vm`] operates it, as any VM; its own methods look into it and write its guest's script.
@@ -257,7 +257,7 @@ impl Vm for ModelVm {
     }
 
     fn create_guest_memfd(&self, size: u64) -> Result<Arc<GuestMemfd>> {
-        let subject = format!("{size:#x} bytes of private guest memory");
+        let subject = format!("{} of private guest memory", ByteSize(size));
         let create = || {
             self.0.faults.before(Operation::CreateGuestMemfd)?;
             if !self.0.caps.guest_memfd {

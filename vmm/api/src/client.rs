@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -35,6 +36,12 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// The socket is somebody else's.
+    #[error("permission denied: {}", whose(path))]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+    },
     /// The connection broke.
     #[error("the connection to umbra broke")]
     Broken(#[source] io::Error),
@@ -55,6 +62,20 @@ pub enum ClientError {
         /// The error and its causes.
         chain: Vec<String>,
     },
+}
+
+/// Whom a socket belongs to that this user may not use, and what to do.
+fn whose(path: &Path) -> String {
+    let socket = path.display();
+    match std::fs::metadata(path) {
+        Ok(file) => {
+            let user = file.uid();
+            format!("the socket {socket} belongs to user {user}: ask as that user (sudo -u '#{user}' ...) or as root")
+        }
+        Err(_) => {
+            format!("a folder on the way to the socket {socket} is closed to this user: ask as its owner or as root")
+        }
+    }
 }
 
 impl ClientError {
@@ -151,7 +172,10 @@ impl Client {
         accept: &str,
     ) -> Result<(u16, Box<dyn Read>), ClientError> {
         let (method, path) = find(operation).ok_or_else(|| ClientError::Unknown(operation.into()))?;
-        let unreachable = |source| ClientError::Connect { path: self.socket.clone(), source };
+        let unreachable = |source: io::Error| match source.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Denied { path: self.socket.clone() },
+            _ => ClientError::Connect { path: self.socket.clone(), source },
+        };
         let mut stream = self.connect().map_err(unreachable)?;
         let mut target = format!("{ROOT}{path}");
         for (i, (name, value)) in query.iter().enumerate() {

@@ -148,12 +148,14 @@ impl Controller {
     pub fn info(&self) -> Result<VmInfo, ApiError> {
         let machine = self.lock();
         let vm = machine.as_ref().ok_or_else(ApiError::not_created)?;
-        let devices = vm.guest().map(|guest| guest.devices()).unwrap_or_default();
+        let guest = vm.guest().ok();
+        let isolation = guest.as_ref().map(|guest| guest.isolation().into());
+        let devices = guest.map(|guest| guest.devices()).unwrap_or_default();
         let node = |id: String, bdf| DeviceNode { id, resources: vec![], children: vec![], pci_bdf: Some(bdf) };
         let device_tree: BTreeMap<_, _> =
             devices.into_iter().map(|device| (device.id.clone(), node(device.id, device.bdf))).collect();
         let memory_actual_size = life::lock(&vm.spec).memory.size;
-        Ok(VmInfo { config: vm.config.clone(), state: vm.state(), memory_actual_size, device_tree })
+        Ok(VmInfo { config: vm.config.clone(), state: vm.state(), isolation, memory_actual_size, device_tree })
     }
 
     /// Where the machine is in its life, if there is one.

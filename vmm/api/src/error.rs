@@ -106,7 +106,7 @@ impl utoipa::IntoResponses for Errors {
     fn responses() -> std::collections::BTreeMap<String, RefOr<utoipa::openapi::Response>> {
         let errors = [
             (400, "The request makes no sense, or asks for what can't be honoured."),
-            (403, "The machine's policy forbids it."),
+            (403, "The machine's policy forbids it, or the API is another user's."),
             (404, "There is no machine, or no such thing in it."),
             (405, "The machine is not where it must be in its life."),
             (409, "There is one already, or it does not fit what there is."),

@@ -8,6 +8,7 @@ mod kvm;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arch::x86_64::Isolation;
 use vmm::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
 use vmm::console::Output;
 use vmm::events::EventMonitor;
@@ -36,7 +37,7 @@ pub trait Host: Send + Sync {
 /// A machine that is ready to run.
 pub trait Built: Send {
     /// What makes its memory unmappable.
-    fn isolation(&self) -> arch::x86_64::Isolation;
+    fn isolation(&self) -> Isolation;
 
     /// Runs it until it stops; `started` gets the way to it.
     ///
@@ -47,6 +48,8 @@ pub trait Built: Send {
 
 /// A machine that runs.
 pub trait Guest: Send + Sync {
+    /// What makes its memory unmappable.
+    fn isolation(&self) -> Isolation;
     /// Ends it.
     fn stop(&self);
     /// Ends it, to be built anew.

@@ -35,6 +35,7 @@ struct ModelMachine {
 }
 
 struct ModelGuest {
+    isolation: Isolation,
     ram: Arc<GuestRam>,
     stops: Mutex<mpsc::Sender<Stop>>,
     paused: AtomicBool,
@@ -77,6 +78,7 @@ impl Built for ModelMachine {
         let (stops, stopped) = mpsc::channel();
         events.emit("vm", "booted", ());
         let guest = ModelGuest {
+            isolation: self.isolation,
             ram: self.ram.clone(),
             stops: Mutex::new(stops),
             paused: AtomicBool::new(false),
@@ -108,6 +110,9 @@ impl ModelGuest {
 }
 
 impl Guest for ModelGuest {
+    fn isolation(&self) -> Isolation {
+        self.isolation
+    }
     fn stop(&self) {
         self.end(Stop::Requested);
     }

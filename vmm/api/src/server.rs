@@ -1,8 +1,8 @@
 //! The server: HTTP/1.1 over a unix socket.
 //!
 //! One thread. The socket is the owner's alone ([`socket`]), and whoever connects is checked besides: only the user that the
-//! process runs as, and root, get an answer. Headers and bodies must come in time, answers must be taken in time, bodies have a limit,
-//! and so have the numbers of connections, of conversions under way and of listeners to events.
+//! process runs as, and root, get another answer than 403. Headers and bodies must come in time, answers must be taken in time,
+//! bodies have a limit, and so have the numbers of connections, of conversions under way and of listeners to events.
 //!
 //! Answers are written as `ch-remote` reads them: names of headers with capitals, and no reason behind the status.
 
@@ -93,6 +93,7 @@ async fn serve(socket: Socket, service: Router, mut stopped: watch::Receiver<boo
         Err(error) => return tracing::error!("cannot serve the API: {error}"),
     };
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let strangers = Arc::new(Semaphore::new(connection::STRANGERS));
     loop {
         let accepted = tokio::select! {
             () = stop(&mut stopped) => break,
@@ -103,7 +104,7 @@ async fn serve(socket: Socket, service: Router, mut stopped: watch::Receiver<boo
         };
         match accepted {
             (Ok(permit), Ok((stream, _))) => {
-                tokio::spawn(connection::serve(stream, service.clone(), stopped.clone(), permit));
+                tokio::spawn(connection::serve(stream, service.clone(), stopped.clone(), permit, strangers.clone()));
             }
             (_, Err(error)) => {
                 // Such as no more descriptors: others may end.

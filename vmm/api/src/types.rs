@@ -9,7 +9,7 @@ mod devices;
 mod memory;
 mod requests;
 
-pub use answers::{Counters, DeviceNode, PciDeviceInfo, Ping, VmInfo, VmState};
+pub use answers::{Counters, DeviceNode, IsolationInUse, PciDeviceInfo, Ping, VmInfo, VmState};
 pub(crate) use config::anything;
 pub use config::{
     CpuFeatures, CpuTopology, CpusConfig, IsolationName, MemoryConfig, PayloadConfig, PlatformConfig, Unsupported,

@@ -21,7 +21,8 @@ use Treatment::{Effectless, Honoured, Refused};
 enum Treatment {
     /// It has its effect.
     Honoured,
-    /// Any value is taken, and nothing depends on it.
+    /// This value is taken, and nothing depends on it: what clients send where nobody asked for anything, or what could have no
+    /// effect here. Where another value asks for something that Umbra does not do, that is a row of its own, refused.
     Effectless,
     /// This value is refused, by an error that names the field.
     Refused,
@@ -45,6 +46,7 @@ fn table() -> Vec<Row> {
         ("VmConfig", "platform", json!({ "num_pci_segments": 1 }), Honoured),
         ("VmConfig", "conversions", json!({ "host": "refuse" }), Honoured),
         ("VmConfig", "rtc", json!({ "iommu": false }), Effectless),
+        ("VmConfig", "rtc", json!({ "iommu": true }), Refused),
         ("VmConfig", "rate_limit_groups", json!([{ "id": "g" }]), Refused),
         ("VmConfig", "fs", json!([{ "tag": "t", "socket": "/s" }]), Refused),
         ("VmConfig", "generic_vhost_user", json!([{ "socket": "/s" }]), Refused),
@@ -70,7 +72,20 @@ fn table() -> Vec<Row> {
         ("PayloadConfig", "igvm", json!("/f"), Refused),
         ("PayloadConfig", "host_data", json!("00"), Refused),
         ("CpusConfig", "boot_vcpus", json!(1), Honoured),
-        ("CpusConfig", "max_vcpus", json!(8), Effectless),
+        ("CpusConfig", "max_vcpus", json!(1), Effectless),
+        ("CpusConfig", "max_vcpus", json!(8), Refused),
+        (
+            "CpusConfig",
+            "topology",
+            json!({ "threads_per_core": 1, "cores_per_die": 1, "dies_per_package": 1, "packages": 1 }),
+            Honoured,
+        ),
+        (
+            "CpusConfig",
+            "topology",
+            json!({ "threads_per_core": 1, "cores_per_die": 1, "dies_per_package": 1, "packages": 2 }),
+            Refused,
+        ),
         (
             "CpusConfig",
             "topology",
@@ -79,23 +94,30 @@ fn table() -> Vec<Row> {
         ),
         ("CpusConfig", "kvm_hyperv", json!(true), Refused),
         ("CpusConfig", "max_phys_bits", json!(46), Effectless),
+        ("CpusConfig", "max_phys_bits", json!(40), Refused),
         ("CpusConfig", "nested", json!(true), Effectless),
+        ("CpusConfig", "nested", json!(false), Honoured),
         ("CpusConfig", "affinity", json!([{ "vcpu": 0, "host_cpus": [0] }]), Refused),
         ("CpusConfig", "features", json!({ "amx": true }), Refused),
         ("CpusConfig", "core_scheduling", json!("Vm"), Effectless),
+        ("CpusConfig", "core_scheduling", json!("Off"), Effectless),
+        ("CpusConfig", "core_scheduling", json!("Vcpu"), Refused),
         ("MemoryConfig", "size", json!(67108864), Honoured),
         ("MemoryConfig", "unmappable", json!(true), Honoured),
         ("MemoryConfig", "window", json!(1048576), Honoured),
-        ("MemoryConfig", "hotplug_size", json!(1048576), Effectless),
+        ("MemoryConfig", "hotplug_size", json!(0), Effectless),
+        ("MemoryConfig", "hotplug_size", json!(1048576), Refused),
         ("MemoryConfig", "hotplugged_size", json!(1048576), Refused),
         ("MemoryConfig", "hotplug_method", json!("Acpi"), Effectless),
+        ("MemoryConfig", "hotplug_method", json!("VirtioMem"), Refused),
         ("MemoryConfig", "mergeable", json!(true), Refused),
         ("MemoryConfig", "shared", json!(true), Effectless),
         ("MemoryConfig", "hugepages", json!(true), Refused),
         ("MemoryConfig", "hugepage_size", json!(2097152), Refused),
         ("MemoryConfig", "prefault", json!(true), Refused),
-        ("MemoryConfig", "reserve", json!(true), Effectless),
+        ("MemoryConfig", "reserve", json!(true), Refused),
         ("MemoryConfig", "thp", json!(true), Effectless),
+        ("MemoryConfig", "thp", json!(false), Refused),
         ("MemoryConfig", "zones", json!([{ "id": "z", "size": 1048576 }]), Refused),
         ("PlatformConfig", "isolation", json!("software"), Honoured),
         ("PlatformConfig", "num_pci_segments", json!(2), Refused),
@@ -141,7 +163,8 @@ fn table() -> Vec<Row> {
         ("DiskConfig", "disable_io_uring", json!(true), Effectless),
         ("DiskConfig", "disable_aio", json!(true), Effectless),
         ("DiskConfig", "backing_files", json!(true), Effectless),
-        ("DiskConfig", "sparse", json!(true), Effectless),
+        ("DiskConfig", "sparse", json!(true), Honoured),
+        ("DiskConfig", "sparse", json!(false), Refused),
         ("DiskConfig", "lock_granularity", json!("ByteRange"), Effectless),
         ("NetConfig", "tap", json!("t"), Honoured),
         ("NetConfig", "ip", json!("192.168.249.1"), Honoured),
@@ -227,8 +250,12 @@ fn machine_with(schema: &str, field: &str, value: &Value) -> Value {
     config
 }
 
-/// What is told, without names and addresses that were not given; they are there.
+/// What is told, without names, addresses and the most processors where they were not given; they are there.
 fn without_made_up(mut told: Value, given: &Value) -> Value {
+    if given["cpus"].is_object() && given["cpus"]["max_vcpus"].is_null() {
+        let max = told["cpus"].as_object_mut().unwrap().remove("max_vcpus");
+        assert_eq!(max.as_ref(), Some(&told["cpus"]["boot_vcpus"]));
+    }
     for (section, made_up) in [("disks", &["id"][..]), ("net", &["id", "mac"]), ("vsock", &["id"])] {
         let given = |index: usize| if section == "vsock" { &given[section] } else { &given[section][index] };
         let devices = match &mut told[section] {

@@ -19,6 +19,7 @@ use crate::config::{ConsoleConfig, SerialConfig, VmConfig};
 use crate::console::Output;
 use crate::devices::Devices;
 use crate::devices::cmos::Cmos;
+use crate::devices::custom::CustomDevices;
 use crate::devices::manager::DeviceManager;
 use crate::devices::serial::SerialDevice;
 use crate::events::{self, EventMonitor};
@@ -109,9 +110,9 @@ pub(super) fn build(
     let console = output.console_writer(&config.console)?;
     let console = console.map(|output| manager.add_console(output)).transpose()?;
     let console = console.filter(|_| config.console == ConsoleConfig::Tty);
-    let devices = Devices { serial, console, cmos: Cmos::new(), manager };
+    let devices = Devices { serial, console, cmos: Cmos::new(), manager, custom: CustomDevices::default() };
     let terminal = config.serial == SerialConfig::Tty || config.console == ConsoleConfig::Tty;
-    Ok(Machine { isolation, vcpus, ram, devices: Arc::new(devices), control, terminal, window, vm })
+    Ok(Machine { isolation, vcpus, ram, devices, control, terminal, window, vm })
 }
 
 /// Reads a file of at most `limit` bytes. Files may be larger than memory; devices and pipes may have no end, or make whoever

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arch::x86_64::Isolation;
 use hypervisor::Vm;
 
 use super::{Control, Stop};
@@ -15,6 +16,7 @@ use crate::{Error, Result};
 /// Steers a machine, or looks into it. It holds the guest's memory for as long as it lives, but not the machine's threads.
 #[derive(Clone)]
 pub struct MachineHandle {
+    pub(super) isolation: Isolation,
     pub(super) ram: Arc<GuestRam>,
     pub(super) devices: Arc<Devices>,
     pub(super) control: Arc<Control>,
@@ -44,6 +46,11 @@ impl MachineHandle {
     fn transition(&self) -> MutexGuard<'_, Pause> {
         // Nothing in here panics half-way.
         self.transitions.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What makes its memory unmappable.
+    pub fn isolation(&self) -> Isolation {
+        self.isolation
     }
 
     /// Ends the machine, with [`Stop::Requested`].
@@ -149,7 +156,8 @@ mod tests {
         let context = context(Policy::default());
         let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
         let (ram, devices, control) = (context.ram, context.devices, context.control);
-        let handle = MachineHandle { ram, devices, control, vm, transitions: Arc::default() };
+        let handle =
+            MachineHandle { isolation: Isolation::None, ram, devices, control, vm, transitions: Arc::default() };
         let transition = handle.transition();
         assert!(!handle.is_paused());
         drop(transition);

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::config::SerialConfig;
 use crate::console::Output;
 use crate::devices::cmos::Cmos;
+use crate::devices::custom::CustomDevices;
 use crate::devices::manager::DeviceManager;
 use crate::devices::serial::SerialDevice;
 use crate::memory::RamOptions;
@@ -97,7 +98,8 @@ fn context_in(vm: Arc<ModelVm>, policy: Policy) -> VcpuContext {
     let output = Output::new(SerialConfig::Null).writer(control.clone()).unwrap();
     let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
     let manager = DeviceManager::new(vm, ram.devices().clone(), true).unwrap();
-    let devices = Arc::new(Devices { serial, console: None, cmos: Cmos::new(), manager });
+    let devices =
+        Arc::new(Devices { serial, console: None, cmos: Cmos::new(), manager, custom: CustomDevices::default() });
     VcpuContext {
         id: 0,
         ram,

@@ -11,7 +11,11 @@ use serde::Serialize;
 
 /// Tell what this host can do, and what it lacks for each isolation.
 #[derive(clap::Args)]
-#[command(after_help = "Exit status: 0 if this host offers an isolation with user-unmappable memory, 1 if not.")]
+#[command(after_help = "\
+Exit status:
+  0  this host offers an isolation with user-unmappable memory
+  1  it does not, or KVM can't be asked
+  2  a command line that makes no sense")]
 pub struct Args {
     /// Write one JSON object.
     #[arg(long)]

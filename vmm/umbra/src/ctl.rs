@@ -14,26 +14,35 @@ use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use clap::CommandFactory;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
-use umbra_api::client::{Answer, Client};
+use umbra_api::client::{Answer, Client, ClientError};
 
 use command::Command;
 
 /// Steer a machine through the socket that `umbra run --api-socket` serves.
 #[derive(clap::Args)]
 #[command(after_help = "\
+Exit status:
+  0  it is done; also when nobody reads what events and memory watch write any more
+  1  umbra refused it, or does not answer; the reason is on standard error
+  2  a command line that makes no sense; nothing was asked for
+
+Environment:
+  UMBRA_SOCKET  the socket; instead of --socket
+
 Examples:
   umbra ctl --socket /run/umbra.sock info
   umbra ctl --socket /run/umbra.sock memory watch
   umbra ctl --socket /run/umbra.sock memory map --svg memory.svg")]
 pub struct Args {
     /// The socket.
-    #[arg(long, global = true, value_name = "PATH", env = "UMBRA_SOCKET")]
+    #[arg(long, global = true, help_heading = crate::GLOBAL, value_name = "PATH", env = "UMBRA_SOCKET")]
     socket: Option<PathBuf>,
     /// Write the API's JSON.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = crate::GLOBAL)]
     json: bool,
     #[command(subcommand)]
     command: Command,
@@ -52,7 +61,7 @@ pub fn ctl(args: &Args) -> anyhow::Result<ExitCode> {
     let socket = args.socket.as_ref().context("say which socket umbra serves: --socket PATH, or UMBRA_SOCKET")?;
     let session = Session { client: Client::new(socket), json: args.json };
     match session.run(&args.command) {
-        Err(error) if !error.is::<Closed>() => Err(error),
+        Err(error) if !error.is::<Closed>() => Err(in_words_of_ctl(error)),
         _ => Ok(ExitCode::SUCCESS),
     }
 }
@@ -86,6 +95,45 @@ impl Session {
     }
 }
 
+/// The command that calls an operation of this name, if one does: `memory map` for `vm.memory-map`.
+fn command_of(operation: &str) -> Option<String> {
+    let cli = crate::Cli::command();
+    let ctl = cli.find_subcommand("ctl")?;
+    if let Some((_, name)) = operation.split_once(".memory-") {
+        let name = name.trim_end_matches(".set");
+        return ctl.find_subcommand("memory")?.find_subcommand(name).map(|_| format!("memory {name}"));
+    }
+    let (group, name) = operation.split_once('.')?;
+    let names = [operation.replace('.', "-"), name.to_owned(), group.to_owned()];
+    names.into_iter().find(|name| ctl.find_subcommand(name).is_some())
+}
+
+/// An error whose remedies are commands, where umbra's are operations of its API.
+fn in_words_of_ctl(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Refused { chain, .. }) => anyhow!("{}", commands_for_operations(&chain.join(": "))),
+        _ => error,
+    }
+}
+
+/// The text with commands in place of operations.
+fn commands_for_operations(text: &str) -> String {
+    let operations = Client::operations();
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-' || c == '_' || c == '/';
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(part) {
+        let (before, from) = rest.split_at(start);
+        let (word, after) = from.split_at(from.find(|c| !part(c)).unwrap_or(from.len()));
+        let command = Some(word).filter(|word| operations.contains(word)).and_then(command_of);
+        let command = command.map(|command| format!("umbra ctl {command}"));
+        out.push_str(before);
+        out.push_str(command.as_deref().unwrap_or(word));
+        rest = after;
+    }
+    out + rest
+}
+
 /// Nobody reads standard output any more: who closed it has seen enough.
 #[derive(Debug)]
 struct Closed;
@@ -112,5 +160,38 @@ fn write_out(bytes: &[u8]) -> anyhow::Result<()> {
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Closed.into()),
         result => result.context("cannot write to standard output"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use umbra_api::routes::unsupported::UNSUPPORTED;
+
+    use super::*;
+
+    #[test]
+    fn each_operation_has_a_command() {
+        let operations = Client::operations();
+        assert!(operations.len() > 35);
+        for operation in operations {
+            let unsupported = UNSUPPORTED.iter().any(|(path, _, _)| path[1..] == *operation);
+            assert_eq!(command_of(operation).is_none(), unsupported, "{operation}");
+        }
+    }
+
+    #[test]
+    fn remedies_are_commands_here() {
+        for (text, expected) in [
+            ("there is no machine: create one with vm.create", "there is no machine: create one with umbra ctl create"),
+            ("vm.info lists those it has", "umbra ctl info lists those it has"),
+            ("see vm.memory-map, or vmm.shutdown.", "see umbra ctl memory map, or vmm.shutdown."),
+            ("cannot read kernel /x/vm.boot: vm.bootx", "cannot read kernel /x/vm.boot: vm.bootx"),
+            ("vm.snapshot is not supported", "vm.snapshot is not supported"),
+            ("", ""),
+        ] {
+            assert_eq!(commands_for_operations(text), expected);
+        }
+        assert_eq!(command_of("vmm.shutdown").as_deref(), Some("vmm-shutdown"));
+        assert_eq!(command_of("vm.shutdown").as_deref(), Some("shutdown"));
     }
 }

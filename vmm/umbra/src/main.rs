@@ -1,7 +1,8 @@
 //! `umbra`: run virtual machines whose memory nobody can map.
 //!
 //! Exit status: 0 when the guest powered off, the operator ended it, or a check found what it looked for; 1 for an
-//! error, with its whole chain of causes on standard error; 2 for a command line that makes no sense.
+//! error, with its whole chain of causes on standard error; 2 for a command line that makes no sense. Help says what that is for
+//! each command.
 
 mod allocator;
 mod check;
@@ -18,15 +19,31 @@ use clap::{Parser, Subcommand};
 
 use logging::Format;
 
+/// Where help lists options that every command has.
+const GLOBAL: &str = "Global options";
+
 /// Run virtual machines whose memory no process on the host can map.
 #[derive(Parser)]
-#[command(name = "umbra", version, max_term_width = 100)]
+#[command(
+    name = "umbra",
+    version,
+    max_term_width = 100,
+    after_help = "\
+Exit status:
+  0  it is done: umbra run says when, and umbra check what it found
+  1  an error, told on standard error
+  2  a command line that makes no sense
+
+Environment:
+  UMBRA_LOG     what to say on standard error, such as warn,vmm=debug; instead of -v
+  UMBRA_SOCKET  the socket for umbra ctl; instead of --socket"
+)]
 struct Cli {
     /// Say more on standard error: -v what happens, -vv why. UMBRA_LOG has the same for single modules.
-    #[arg(short, action = clap::ArgAction::Count, global = true)]
+    #[arg(short, action = clap::ArgAction::Count, global = true, help_heading = GLOBAL)]
     verbose: u8,
     /// How what is said on standard error is written.
-    #[arg(long, global = true, value_enum, default_value = "human", value_name = "human|json")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_enum, default_value = "human", value_name = "human|json")]
     log_format: Format,
     #[command(subcommand)]
     command: Command,

@@ -6,7 +6,8 @@ mod pairs;
 
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use umbra_api::convert::ConfigError;
 use umbra_api::types::{
     BalloonConfig, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PlatformConfig,
@@ -15,11 +16,20 @@ use umbra_api::types::{
 use vmm::config as to;
 
 use pairs::Kind::{Number, Processors, Size, Switch, Text};
-use pairs::{parse, size};
+use pairs::{Key, parse, size};
 
-/// Checks that a value can be honoured, in the words of the option.
-fn check<T, F>(config: F, convert: impl Fn(&F) -> Result<T, ConfigError>) -> Result<F, String> {
-    convert(&config).map_err(|error| error.to_string())?;
+/// Reads a value and checks that it can be honoured. What can't be is told by its key here, not by the API's name.
+fn read<T, F: DeserializeOwned>(
+    text: &str,
+    keys: &[Key],
+    defaults: Value,
+    convert: impl Fn(&F) -> Result<T, ConfigError>,
+) -> Result<F, String> {
+    let config = parse(text, keys, defaults)?;
+    convert(&config).map_err(|error| {
+        let key = keys.iter().find(|(_, field, _)| *field == error.field).map(|(key, ..)| *key);
+        key.map_or_else(|| error.to_string(), |key| ConfigError::new(key, error.reason.clone()).to_string())
+    })?;
     Ok(config)
 }
 
@@ -36,8 +46,9 @@ pub fn memory(text: &str) -> Result<MemoryConfig, String> {
         ("mergeable", "mergeable", Switch),
         ("hugepages", "hugepages", Switch),
         ("prefault", "prefault", Switch),
+        ("reserve", "reserve", Switch),
     ];
-    check(parse(text, &keys, json!({ "size": 512u64 << 20 }))?, |config| to::MemoryConfig::try_from(config))
+    read(text, &keys, json!({ "size": 512u64 << 20 }), |config| to::MemoryConfig::try_from(config))
 }
 
 /// `--cpus boot=2,max=2`
@@ -49,7 +60,7 @@ pub fn cpus(text: &str) -> Result<CpusConfig, String> {
         ("max_phys_bits", "max_phys_bits", Number),
         ("nested", "nested", Switch),
     ];
-    check(parse(text, &keys, json!({ "boot_vcpus": 1 }))?, |config| to::CpusConfig::try_from(config))
+    read(text, &keys, json!({ "boot_vcpus": 1 }), |config| to::CpusConfig::try_from(config))
 }
 
 /// `--disk path=PATH,readonly=on,...`
@@ -70,7 +81,7 @@ pub fn disk(text: &str) -> Result<DiskConfig, String> {
         ("backing_files", "backing_files", Switch),
         ("sparse", "sparse", Switch),
     ];
-    check(parse(text, &keys, json!({}))?, |config| to::DiskConfig::try_from(config))
+    read(text, &keys, json!({}), |config| to::DiskConfig::try_from(config))
 }
 
 /// `--net tap=NAME,mac=MAC,ip=IP,mask=MASK,mtu=N,...`
@@ -93,7 +104,7 @@ pub fn net(text: &str) -> Result<NetConfig, String> {
         ("socket", "vhost_socket", Text),
         ("pci_segment", "pci_segment", Number),
     ];
-    check(parse(text, &keys, json!({}))?, |config| to::NetConfig::try_from(config))
+    read(text, &keys, json!({}), |config| to::NetConfig::try_from(config))
 }
 
 /// `--vsock cid=3,socket=PATH`
@@ -105,13 +116,13 @@ pub fn vsock(text: &str) -> Result<VsockConfig, String> {
         ("iommu", "iommu", Switch),
         ("pci_segment", "pci_segment", Number),
     ];
-    check(parse(text, &keys, json!({}))?, |config| to::VsockConfig::try_from(config))
+    read(text, &keys, json!({}), |config| to::VsockConfig::try_from(config))
 }
 
 /// `--rng src=/dev/urandom`
 pub fn rng(text: &str) -> Result<RngConfig, String> {
     let keys = [("src", "src", Text), ("iommu", "iommu", Switch)];
-    check(parse(text, &keys, json!({}))?, |config| to::RngConfig::try_from(config))
+    read(text, &keys, json!({}), |config| to::RngConfig::try_from(config))
 }
 
 /// `--balloon size=64M,deflate_on_oom=on,free_page_reporting=on`
@@ -121,7 +132,7 @@ pub fn balloon(text: &str) -> Result<BalloonConfig, String> {
         ("deflate_on_oom", "deflate_on_oom", Switch),
         ("free_page_reporting", "free_page_reporting", Switch),
     ];
-    check(parse(text, &keys, json!({}))?, |config| to::BalloonConfig::try_from(config))
+    read(text, &keys, json!({}), |config| to::BalloonConfig::try_from(config))
 }
 
 /// `--platform isolation=auto|none|software`
@@ -140,7 +151,7 @@ pub fn platform(text: &str) -> Result<PlatformConfig, String> {
 /// `--conversions implicit=refuse,explicit=100/s`
 pub fn conversions(text: &str) -> Result<PolicyConfig, String> {
     let keys = [("explicit", "explicit", Text), ("implicit", "implicit", Text), ("host", "host", Text)];
-    check(parse(text, &keys, json!({}))?, |config: &PolicyConfig| config.over(Default::default()))
+    read(text, &keys, json!({}), |config: &PolicyConfig| config.over(Default::default()))
 }
 
 /// Where a console goes.
@@ -200,6 +211,8 @@ mod tests {
     #[test]
     fn unknown_missing_and_repeated_keys_are_errors_that_name_them() {
         assert!(memory("size=1G,shred=on").unwrap_err().contains("shred"));
+        assert!(memory("size=1G,unmapable=on").unwrap_err().contains("did you mean \"unmappable\"?"));
+        assert!(!memory("size=1G,colour=red").unwrap_err().contains("did you mean"));
         assert!(memory("size=1G,size=2G").unwrap_err().contains("twice"));
         assert!(memory("1G").unwrap_err().contains("key=value"));
         assert!(memory("unmappable=maybe").unwrap_err().contains("maybe"));
@@ -209,12 +222,17 @@ mod tests {
         assert!(disk("readonly=on").unwrap_err().contains("path"));
         assert!(cpus("boot=300").unwrap_err().contains("300"));
         assert!(cpus("boot=0").unwrap_err().contains("1 to 255"));
-        assert!(cpus("boot=2,max=1").unwrap_err().contains("max_vcpus"));
+        assert!(cpus("boot=2,max=1").unwrap_err().starts_with("max: "));
     }
 
     #[test]
     fn what_can_not_be_honoured_is_refused_here_already() {
         assert!(memory("mergeable=on").unwrap_err().contains("mergeable"));
+        assert!(memory("size=1G,hotplug_size=1G").unwrap_err().contains("hotplug_size"));
+        assert!(memory("size=1G,hotplug_size=0,hotplug_method=acpi,thp=on,shared=on").is_ok());
+        assert!(memory("size=1G,hotplug_method=virtio-mem").unwrap_err().contains("hotplug_method"));
+        assert!(cpus("boot=2,max=4").unwrap_err().starts_with("max: ") && cpus("boot=2,max=2").is_ok());
+        assert!(disk("path=x,socket=/s").unwrap_err().starts_with("socket: "));
         assert!(disk("path=x,vhost_user=on").unwrap_err().contains("vhost_user"));
         assert!(net("tap=t,mac=ff:ff:ff:ff:ff:ff").unwrap_err().contains("mac"));
         assert!(net("tap=t,ip=::1").unwrap_err().contains("ip"));

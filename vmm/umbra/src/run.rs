@@ -24,13 +24,22 @@ use crate::options;
 /// Boot a Linux kernel and run it until it powers off; with --api-socket, serve the REST API.
 #[derive(clap::Args)]
 #[command(after_help = "\
-On a terminal, Ctrl-A x ends the machine, and Ctrl-A Ctrl-A sends one Ctrl-A.
-Signals: TERM, INT and HUP end the machine; USR1 writes its memory statistics to the event monitor.
+Keys:
+  On a terminal, Ctrl-A x ends the machine, and Ctrl-A Ctrl-A sends one Ctrl-A.
+
+Signals:
+  TERM, INT and HUP end the machine; USR1 writes its memory statistics to the event monitor.
+
+Exit status:
+  0  the guest powered off, or the operator ended it: by a signal, a key or the API
+  1  the machine could not be built or could not go on, was reset and could not be built anew, or the API could not be served
+  2  a command line that makes no sense; nothing was done
+  A guest that resets or crashes is booted anew, and ends nothing.
 
 Examples:
   umbra run --kernel /boot/vmlinuz --initramfs initramfs.cpio --cmdline 'console=ttyS0' \\
       --memory size=512M,unmappable=on
-  umbra run --api-socket /run/umbra.sock     wait for vm.create: see umbra ctl --help")]
+  umbra run --api-socket /run/umbra.sock     wait for umbra ctl create")]
 pub struct Args {
     /// The kernel: an x86-64 Linux vmlinuz (bzImage) or vmlinux. Without one, the API creates the machine.
     #[arg(long, value_name = "PATH", required_unless_present = "api_socket")]
@@ -42,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "console=ttyS0")]
     cmdline: String,
     /// Processors.
-    #[arg(long, value_name = "boot=N[,max=N]", default_value = "boot=1", requires = "kernel", value_parser = options::cpus)]
+    #[arg(long, value_name = "boot=N", default_value = "boot=1", requires = "kernel", value_parser = options::cpus)]
     cpus: CpusConfig,
     /// Memory: its size, whether no process on the host may be able to map it, and how much at the end of low RAM is
     /// reserved for conversions of the operator's.

@@ -1,4 +1,5 @@
-//! `umbra ctl` as a process, against the API on the model: what it does when nobody reads its output any more.
+//! `umbra ctl` as a process, against the API on the model: what it does when nobody reads its output any more, and
+//! its exit statuses, with those of other commands.
 
 #![expect(clippy::unwrap_used, reason = "what helpers of a test can't do fails it")]
 
@@ -105,4 +106,46 @@ fn watching_ends_when_nobody_reads() {
     assert!(first.contains("Guest memory: 64 MiB"), "{first}");
     drop(output);
     ends(child, || ());
+}
+
+/// Status, standard output and standard error of the program with these arguments.
+fn program(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_umbra"));
+    let output = command.args(arguments).env_remove("UMBRA_SOCKET").stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn exit_statuses_are_as_help_says() {
+    let bed = Bed::new();
+    let socket = bed.folder.path().join("api");
+    let ctl = |arguments: &[&str]| program(&[&["ctl", "--socket", socket.to_str().unwrap()], arguments].concat());
+    let (status, said, error) = ctl(&["ping"]);
+    assert!(status == Some(0) && said.contains("build_version") && error.is_empty(), "{status:?} {said} {error}");
+    let (status, said, error) = ctl(&["boot"]);
+    let expected = "umbra: there is no machine: create one with umbra ctl create\n";
+    assert!(status == Some(1) && said.is_empty() && error == expected, "{status:?} {said} {error}");
+    for (arguments, expected) in [
+        (&["ctl", "--socket", "/no/such", "ping"][..], 1),
+        (&["ctl", "ping"], 1),
+        (&["ctl", "walk"], 2),
+        // Whether this host can do anything or not: there is no such kernel.
+        (&["run", "--kernel", "/no/such", "--serial", "null"], 1),
+        (&["run", "--kernel", "/no/such", "--cpus", "boot=2,max=4"], 2),
+        (&["run"], 2),
+        (&["check", "--walk"], 2),
+    ] {
+        let (status, said, error) = program(arguments);
+        assert!(status == Some(expected) && said.is_empty() && !error.is_empty(), "{arguments:?}: {status:?} {error}");
+    }
+    for (command, statuses) in [("run", 3), ("ctl", 3), ("check", 3)] {
+        let (status, help, _) = program(&[command, "--help"]);
+        let listed = help.split("Exit status:\n").nth(1).unwrap_or_default();
+        let listed = (0..3).filter(|n| listed.contains(&format!("  {n}  "))).count();
+        assert!(status == Some(0) && listed == statuses, "{help}");
+    }
+    let (_, help, _) = program(&["ctl", "info", "--help"]);
+    let (own, global) = help.split_once("Global options:").unwrap();
+    assert!(!own.contains("-v") && global.contains("-v...") && global.contains("UMBRA_SOCKET"), "{help}");
 }

@@ -66,7 +66,7 @@ impl Bed {
             "payload": { "kernel": self.folder.path().join("vmlinux"), "cmdline": "hostile" },
             "cpus": { "boot_vcpus": 1, "max_vcpus": 1 },
             "memory": { "size": 64 << 20, "unmappable": true, "window": 16 << 20 },
-            "platform": { "isolation": "software" },
+            "platform": { "isolation": "auto" },
             "serial": { "mode": "File", "file": self.folder.path().join("serial") },
             "console": { "mode": "Off" },
         })

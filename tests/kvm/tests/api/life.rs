@@ -23,6 +23,7 @@ fn lives() -> anyhow::Result<()> {
     bed.does("vm.boot", None)?;
     bed.comes_up(1)?;
     ensure!(state(&bed)? == "Running");
+    ensure!(bed.does("vm.info", None)?["isolation"] == "software");
     bed.does("vm.pause", None)?;
     ensure!(state(&bed)? == "Paused");
     ensure!(bed.does("vm.memory-stats", None)?["ram_bytes"] == 64 << 20, "a paused machine can be looked into");

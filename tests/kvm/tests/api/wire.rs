@@ -1,10 +1,16 @@
 //! Byte by byte: requests as `ch-remote` sends them, answers as it reads them, and what is no request.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use kvm_tests::umbra::process::finish;
+use rustix::process::geteuid;
 
 use crate::Test;
 use crate::bed::Bed;
@@ -14,6 +20,9 @@ pub const TESTS: &[Test] = &[
     ("what_is_no_request_is_refused", no_request),
     ("the_socket_is_the_owners", owner),
 ];
+
+/// A user that is neither root nor whoever runs the tests.
+const STRANGER: u32 = 65_534;
 
 /// Sends it and reads until there is an end of the headers and as many bytes as they say, as `ch-remote` does.
 fn exchange(bed: &Bed, request: &[u8]) -> anyhow::Result<(String, Option<String>)> {
@@ -83,5 +92,22 @@ fn owner() -> anyhow::Result<()> {
     let bed = Bed::new(&[])?;
     let mode = std::fs::metadata(bed.socket())?.permissions().mode() & 0o777;
     ensure!(mode == 0o600, "the mode is {mode:o}");
-    bed.ends()
+    // Others are told why they get nothing: by their own kernel, and by umbra where the owner opens the socket to them.
+    std::fs::set_permissions(bed.folder.path(), Permissions::from_mode(0o755))?;
+    let mut command = Command::new(kvm_tests::umbra::program()?);
+    command.arg("ctl").arg("--socket").arg(bed.socket()).arg("ping").uid(STRANGER).stdin(Stdio::null());
+    let own = geteuid().as_raw();
+    let mut refused = |words: String| {
+        let finished = finish(&mut command, Duration::from_secs(60))?;
+        let fits = finished.status.code() == Some(1) && finished.stderr.contains(&words) && finished.stdout.is_empty();
+        ensure!(fits, "{words:?} is missing: {finished:?}");
+        anyhow::Ok(())
+    };
+    refused(format!("permission denied: the socket {} belongs to user {own}", bed.socket().display()))?;
+    ensure!(bed.umbra.stderr().is_empty());
+    std::fs::set_permissions(bed.socket(), Permissions::from_mode(0o666))?;
+    refused(format!("permission denied: this API is that of user {own}, and you are user {STRANGER}"))?;
+    let log = bed.umbra.stderr();
+    ensure!(log.contains(&format!("refused a connection of user {STRANGER}")), "{log}");
+    bed.does("vmm.ping", None).map(drop)
 }

@@ -21,6 +21,7 @@ from umbra_client.models import (
     CpusConfig,
     DiskConfig,
     Fate,
+    IsolationInUse,
     IsolationName,
     MemoryConfig,
     NetConfig,
@@ -68,7 +69,7 @@ def configuration(isolation, **more):
         payload=PayloadConfig(
             kernel=str(FOLDER / "vmlinuz"), initramfs=str(FOLDER / "initramfs"), cmdline="console=ttyS0 quiet panic=-1"
         ),
-        cpus=CpusConfig(boot_vcpus=1),
+        cpus=CpusConfig(boot_vcpus=1, max_vcpus=1),
         platform=PlatformConfig(isolation=isolation),
         serial=SerialConfig(mode=ConsoleMode.FILE, file=str(CONSOLE)),
         console=ConsoleConfig(mode=ConsoleMode.OFF),
@@ -97,6 +98,7 @@ def is_created_and_booted():
     info = api.does("vm.info")
     assert info.state == VmState.RUNNING and info.memory_actual_size == RAM
     assert info.config.to_dict() == config.to_dict(), info.config
+    assert info.isolation == IsolationInUse.SOFTWARE, info.isolation
 
 
 def is_paused_and_resumed():

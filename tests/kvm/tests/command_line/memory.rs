@@ -23,15 +23,14 @@ fn unmappable() -> anyhow::Result<()> {
     let umbra = Umbra::new()?;
     sizes("software", &umbra)?;
     // The C-bit takes the upper half of the address space.
-    let bytes = (128u64 << 40).to_string();
     let arguments = ["--memory", "size=128T,unmappable=on"];
-    umbra.rejects(&mut umbra.run(&arguments), 1, &["memory", &bytes, "too large", "isolation=software", "at most"])
+    umbra.rejects(&mut umbra.run(&arguments), 1, &["memory", "128 TiB", "too large", "isolation=software", "at most"])
 }
 
 fn too_large_for_a_slot() -> anyhow::Result<()> {
     require(require_caps(&[])?.caps(), Isolation::Software.requirements())?;
     let umbra = Umbra::new()?;
-    let words = ["cannot set up guest memory", "0x7fffffff pages", "give the guest less memory"];
+    let words = ["cannot set up guest memory", "2147483647 pages of 4 KiB", "give the guest less memory"];
     umbra.rejects(&mut umbra.run(&["--memory", "size=9T,unmappable=on"]), 1, &words)?;
     // Beyond what the attribute map counts.
     umbra.rejects(&mut umbra.run(&["--memory", "size=60T,unmappable=on"]), 1, &["attribute map", "at most"])
@@ -44,10 +43,10 @@ fn sizes(isolation: &str, umbra: &Umbra) -> anyhow::Result<()> {
         ("1", "1 byte", "whole number of 4096-byte pages"),
         ("4097", "4097 bytes", "whole number of 4096-byte pages"),
         ("1000000", "1000000 bytes", "whole number of 4096-byte pages"),
-        ("4K", "4096 bytes", "too small"),
-        ("1M", "1048576 bytes", "too small"),
-        ("4096T", "4503599627370496 bytes", "too large"),
-        ("16777215T", "18446742974197923840 bytes", "too large"),
+        ("4K", "4 KiB", "too small"),
+        ("1M", "1 MiB", "needs at least 1028 KiB"),
+        ("4096T", "4 PiB", "too large"),
+        ("16777215T", "16777215 TiB", "too large"),
     ];
     for (size, bytes, reason) in cases {
         let memory = format!("size={size}");

@@ -39,6 +39,8 @@ impl TryFrom<&DiskConfig> for to::DiskConfig {
         refuse("rate_limit_group", from.rate_limit_group.is_some(), NO_RATE_LIMITS)?;
         let affinity = from.queue_affinity.as_ref().is_some_and(|affinity| !affinity.is_nothing());
         refuse("queue_affinity", affinity, "queues are not pinned: leave it out")?;
+        let thick = "what the guest discards is given back to the host's file system: leave it out";
+        refuse("sparse", from.sparse == Some(false), thick)?;
         // What `ch-remote` does not know it leaves to the VMM, as Unknown.
         let raw = |kind: &str| ["raw", "unknown"].iter().any(|known| kind.eq_ignore_ascii_case(known));
         let raw = from.image_type.as_deref().is_none_or(raw);

@@ -6,10 +6,12 @@ use vmm::config as to;
 use vmm::memory::conversion::Policy;
 
 use super::{ConfigError, refuse};
-use crate::types::{CpusConfig, IsolationName, MemoryConfig, PayloadConfig, PlatformConfig, Unsupported, VmConfig};
+use crate::types::{
+    CpuTopology, CpusConfig, IsolationName, MemoryConfig, PayloadConfig, PlatformConfig, Unsupported, VmConfig,
+};
 
-/// Memory of a machine that does not say how much.
-const DEFAULT_MEMORY: u64 = 512 << 20;
+/// What Cloud Hypervisor's clients send for `max_phys_bits` when nobody asked for a limit.
+const DEFAULT_PHYS_BITS: u8 = 46;
 
 /// Why there is no SMBIOS field.
 const NO_SMBIOS: &str = "the machine has no SMBIOS tables to say it in: leave it out";
@@ -27,11 +29,8 @@ impl TryFrom<&VmConfig> for to::VmConfig {
         let kernel = kernel.clone().filter(|path| !path.as_os_str().is_empty());
         let kernel = kernel.ok_or_else(|| ConfigError::new("payload.kernel", "it is missing: name a Linux kernel"))?;
         let (cpus, memory) = (from.cpus.as_ref(), from.memory.as_ref());
-        let cpus = cpus.map_or(Ok(to::CpusConfig { boot: 1 }), to::CpusConfig::try_from);
-        let memory = memory.map_or(
-            Ok(to::MemoryConfig { size: DEFAULT_MEMORY, unmappable: None, window: 0 }),
-            to::MemoryConfig::try_from,
-        );
+        let cpus = cpus.map_or(Ok(to::CpusConfig::default()), to::CpusConfig::try_from);
+        let memory = memory.map_or(Ok(to::MemoryConfig::default()), to::MemoryConfig::try_from);
         let isolation = from.platform.as_ref().map_or(Ok(None), isolation);
         let conversions =
             from.conversions.as_ref().map_or(Ok(Policy::default()), |rules| rules.over(Policy::default()));
@@ -45,9 +44,7 @@ impl TryFrom<&VmConfig> for to::VmConfig {
             conversions: conversions.map_err(|error| error.inside("conversions"))?,
             serial: one("serial", from.serial.as_ref())?.unwrap_or(to::SerialConfig::Null),
             console: one("console", from.console.as_ref())?.unwrap_or(to::ConsoleConfig::Off),
-            rng: Some(
-                one("rng", from.rng.as_ref())?.unwrap_or_else(|| to::RngConfig { source: "/dev/urandom".into() }),
-            ),
+            rng: Some(one("rng", from.rng.as_ref())?.unwrap_or_default()),
             disks: all("disks", from.disks.as_deref())?,
             nets: all("net", from.net.as_deref())?,
             vsock: one("vsock", from.vsock.as_ref())?,
@@ -83,6 +80,8 @@ fn refuse_sections(from: &VmConfig) -> Result<(), ConfigError> {
     }
     let console = from.debug_console.as_ref().filter(|console| !is_off(console));
     refuse("debug_console", console.is_some(), "there is none: leave it out, or set its mode to Off")?;
+    let rtc = from.rtc.as_ref().is_some_and(|rtc| rtc.0.get("iommu") == Some(&Value::Bool(true)));
+    refuse("rtc.iommu", rtc, "there is no virtual IOMMU: leave it out")?;
     let switches = [
         ("iommu", from.iommu, "there is no virtual IOMMU"),
         ("watchdog", from.watchdog, "there is no watchdog"),
@@ -138,8 +137,24 @@ impl TryFrom<&CpusConfig> for to::CpusConfig {
         refuse("boot_vcpus", from.boot_vcpus == 0, "a machine has at least one processor")?;
         let max = from.max_vcpus.unwrap_or(from.boot_vcpus);
         refuse("max_vcpus", max < from.boot_vcpus, "it is less than boot_vcpus: leave it out, or raise it")?;
-        let threads = from.topology.as_ref().map_or(1, |topology| topology.threads_per_core);
-        refuse("topology.threads_per_core", threads != 1, "cores have one thread")?;
+        refuse(
+            "max_vcpus",
+            max > from.boot_vcpus,
+            "no processors are added later: leave it out, or boot with as many",
+        )?;
+        // What CPUID tells the guest.
+        let topology = from.topology.as_ref().is_none_or(|topology| {
+            let CpuTopology { threads_per_core, cores_per_die, dies_per_package, packages } = topology;
+            (*threads_per_core, *dies_per_package, *packages) == (1, 1, 1)
+                && *cores_per_die == u16::from(from.boot_vcpus)
+        });
+        let reason = "processors are cores of one thread, all in one die and package: leave it out";
+        refuse("topology", !topology, reason)?;
+        let limited = from.max_phys_bits.is_some_and(|bits| bits < DEFAULT_PHYS_BITS);
+        refuse("max_phys_bits", limited, "the guest has the addresses of the host's processor: leave it out")?;
+        let scheduling = from.core_scheduling.as_deref().is_none_or(|which| matches!(which, "Vm" | "Off"));
+        let reason = "which threads share a core is the host's to decide: leave it out, or switch off the host's SMT";
+        refuse("core_scheduling", !scheduling, reason)?;
         refuse("kvm_hyperv", from.kvm_hyperv == Some(true), "there are no Hyper-V enlightenments: leave it out")?;
         let affinity = from.affinity.as_ref().is_some_and(|affinity| !affinity.is_nothing());
         refuse("affinity", affinity, "processors are not pinned: use taskset on the threads vcpuN")?;
@@ -153,10 +168,21 @@ impl TryFrom<&MemoryConfig> for to::MemoryConfig {
     type Error = ConfigError;
 
     fn try_from(from: &MemoryConfig) -> Result<Self, ConfigError> {
-        let hot = from.hotplugged_size.is_some_and(|size| size != 0);
-        refuse("hotplugged_size", hot, "memory does not grow: give it with size")?;
-        let merge = "pages that nobody can map can't be merged: leave it out";
+        for (field, size) in [("hotplug_size", from.hotplug_size), ("hotplugged_size", from.hotplugged_size)] {
+            let given = size.is_some_and(|size| size != 0);
+            refuse(field, given, "memory does not grow: leave it out, and give all of it with size")?;
+        }
+        let method = from.hotplug_method.as_deref().is_none_or(|method| method.eq_ignore_ascii_case("acpi"));
+        refuse("hotplug_method", !method, "memory does not grow: leave it out")?;
+        let merge =
+            "memory is never offered to the host for merging, which can tell one guest of another's: leave it out";
         refuse("mergeable", from.mergeable == Some(true), merge)?;
+        refuse(
+            "reserve",
+            from.reserve == Some(true),
+            "memory is taken from the host as the guest touches it: leave it out",
+        )?;
+        refuse("thp", from.thp == Some(false), "whether pages are huge is the host's setting: leave it out")?;
         refuse("hugepages", from.hugepages == Some(true), "pages are those of the host's shmem: see its huge setting")?;
         let huge = from.hugepage_size.is_some_and(|size| size != 0);
         refuse("hugepage_size", huge, "pages are those of the host's shmem: leave it out")?;

@@ -1,4 +1,5 @@
-//! What a configuration leaves to Umbra and what must stay the same from then on: names of devices and hardware addresses.
+//! What a configuration leaves to Umbra and what must stay the same from then on: names of devices and hardware addresses. And
+//! what Cloud Hypervisor's document promises that `vm.info` tells, where it was not said: the most processors that there can be.
 //!
 //! It is filled in once, when a machine is created or a device is added, and told by `vm.info`. So a guest finds its network
 //! device again after each reset, and a device can be removed by the name that it is listed under.
@@ -13,6 +14,9 @@ use crate::types::VmConfig;
 /// # Errors
 /// The system has no random numbers.
 pub(crate) fn fill_in(config: &mut VmConfig, taken: &[String]) -> io::Result<()> {
+    if let Some(cpus) = &mut config.cpus {
+        cpus.max_vcpus.get_or_insert(cpus.boot_vcpus);
+    }
     for net in config.net.iter_mut().flatten() {
         if net.mac.is_none() {
             net.mac = Some(make_mac()?);
@@ -56,13 +60,14 @@ mod tests {
 
     #[test]
     fn what_is_said_stays_and_what_is_made_up_is_nobodys() {
-        let config = json!({ "payload": { "kernel": "/k" }, "disks": [{ "path": "/a" }, { "path": "/b", "id": "_disk1" }],
+        let config = json!({ "payload": { "kernel": "/k" }, "cpus": { "boot_vcpus": 3 }, "disks": [{ "path": "/a" }, { "path": "/b", "id": "_disk1" }],
             "net": [{ "mac": "12:34:56:78:9a:bc" }, { "id": "n" }], "vsock": { "cid": 3, "socket": "/v" } });
         let mut config: VmConfig = serde_json::from_value(config).unwrap();
         fill_in(&mut config, &["_disk0".into()]).unwrap();
         let filled = config.clone();
         fill_in(&mut config, &[]).unwrap();
         assert_eq!(config, filled, "it is filled in once");
+        assert_eq!(config.cpus.as_ref().and_then(|cpus| cpus.max_vcpus), Some(3));
         let (disks, nets) = (config.disks.unwrap(), config.net.unwrap());
         assert_eq!((disks[0].id.as_deref(), disks[1].id.as_deref()), (Some("_disk2"), Some("_disk1")));
         assert_eq!((nets[0].id.as_deref(), nets[1].id.as_deref()), (Some("_net0"), Some("n")));

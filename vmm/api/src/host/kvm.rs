@@ -49,6 +49,9 @@ impl Built for Machine {
 struct KvmGuest(MachineHandle);
 
 impl Guest for KvmGuest {
+    fn isolation(&self) -> Isolation {
+        self.0.isolation()
+    }
     fn stop(&self) {
         self.0.stop();
     }

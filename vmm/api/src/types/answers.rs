@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use arch::x86_64::Isolation;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -33,6 +34,25 @@ pub enum VmState {
     Paused,
 }
 
+/// What makes memory unmappable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum IsolationInUse {
+    /// Nothing: it can be mapped.
+    None,
+    /// KVM_X86_SW_PROTECTED_VM.
+    Software,
+}
+
+impl From<Isolation> for IsolationInUse {
+    fn from(from: Isolation) -> Self {
+        match from {
+            Isolation::None => Self::None,
+            Isolation::Software => Self::Software,
+        }
+    }
+}
+
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 pub struct VmInfo {
@@ -40,6 +60,9 @@ pub struct VmInfo {
     pub config: VmConfig,
     /// Where it is in its life.
     pub state: VmState,
+    /// What makes the memory of one that is booted unmappable, which the configuration may have left open; null before it
+    /// is booted, and when it is over. Umbra's own.
+    pub isolation: Option<IsolationInUse>,
     /// Bytes of RAM.
     pub memory_actual_size: u64,
     /// The devices of one that runs, by name.

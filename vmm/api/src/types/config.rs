@@ -121,7 +121,7 @@ pub struct VmConfig {
     /// Refused unless empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tpm: Option<Unsupported>,
-    /// Accepted without effect: the machine has Umbra's own clock.
+    /// Accepted without effect, but refused with an IOMMU: the machine has Umbra's own clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rtc: Option<Unsupported>,
     /// Refused unless false.
@@ -184,20 +184,21 @@ pub struct CpusConfig {
     /// How many there are from the start.
     #[schema(minimum = 1)]
     pub boot_vcpus: u8,
-    /// Accepted without effect if it is no less than boot_vcpus: none are added later.
+    /// The same as boot_vcpus, or refused: none are added later.
     #[schema(minimum = 1)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_vcpus: Option<u8>,
-    /// Accepted without effect with one thread a core, refused else.
+    /// One package of one die with boot_vcpus cores of one thread, or refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology: Option<CpuTopology>,
     /// Refused unless false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kvm_hyperv: Option<bool>,
-    /// Accepted without effect: the guest has the addresses of the host's processor.
+    /// Accepted without effect from 46 on, which clients send, refused below: the guest has the addresses of the host's
+    /// processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_phys_bits: Option<u8>,
-    /// Accepted without effect.
+    /// Accepted without effect: virtualization is hidden from guests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nested: Option<bool>,
     /// Refused unless empty.
@@ -206,7 +207,8 @@ pub struct CpusConfig {
     /// Refused if it asks for any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub features: Option<CpuFeatures>,
-    /// Accepted without effect.
+    /// Vm, which clients send, and Off are accepted without effect: the host decides which threads share a core. Others are
+    /// refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub core_scheduling: Option<String>,
 }
@@ -218,13 +220,13 @@ pub struct CpuTopology {
     /// One, or refused.
     #[serde(default = "one")]
     pub threads_per_core: u16,
-    /// Accepted without effect.
+    /// As many as boot_vcpus, or refused.
     #[serde(default = "one")]
     pub cores_per_die: u16,
-    /// Accepted without effect.
+    /// One, or refused.
     #[serde(default = "one")]
     pub dies_per_package: u16,
-    /// Accepted without effect.
+    /// One, or refused.
     #[serde(default = "one")]
     pub packages: u16,
 }
@@ -254,16 +256,16 @@ pub struct MemoryConfig {
     /// Bytes at the end of low RAM that vm.memory-convert may convert, and the guest does not use. Umbra's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<u64>,
-    /// Accepted without effect: memory does not grow.
+    /// Refused unless zero: memory does not grow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hotplug_size: Option<u64>,
     /// Refused unless zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hotplugged_size: Option<u64>,
-    /// Accepted without effect.
+    /// Acpi is accepted without effect, others are refused: memory does not grow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hotplug_method: Option<String>,
-    /// Refused unless false.
+    /// Refused unless false: memory is never offered to the host for merging.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mergeable: Option<bool>,
     /// Accepted without effect: which pages are shared is the guest's to say.
@@ -278,10 +280,10 @@ pub struct MemoryConfig {
     /// Refused unless false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefault: Option<bool>,
-    /// Accepted without effect.
+    /// Refused unless false: memory is taken from the host as the guest touches it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reserve: Option<bool>,
-    /// Accepted without effect: the host's setting holds.
+    /// Refused unless true: whether pages are huge is the host's setting.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thp: Option<bool>,
     /// Refused unless empty.

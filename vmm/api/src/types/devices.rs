@@ -62,19 +62,19 @@ pub struct DiskConfig {
     /// Refused unless empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_affinity: Option<Unsupported>,
-    /// Accepted without effect.
+    /// Accepted without effect: it is not used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disable_io_uring: Option<bool>,
-    /// Accepted without effect.
+    /// Accepted without effect: it is not used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disable_aio: Option<bool>,
     /// Accepted without effect: raw images have none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_files: Option<bool>,
-    /// Accepted without effect.
+    /// Refused unless true: what the guest discards is given back to the host's file system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sparse: Option<bool>,
-    /// Accepted without effect.
+    /// Accepted without effect: the whole image is locked, against all who lock any of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lock_granularity: Option<String>,
 }

@@ -26,7 +26,7 @@
 
 use std::fmt;
 
-use hypervisor::{PAGE_SIZE, PageState};
+use hypervisor::{ByteSize, PAGE_SIZE, PageState};
 
 use super::guards::Registry;
 use super::in_flight::{InFlight, MAX_SLOTS};
@@ -46,10 +46,10 @@ const WORDS_PER_HOST_PAGE: usize = (PAGE_SIZE / 8) as usize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PlaneError {
     /// Not whole pages, or none.
-    #[error("{0:#x} bytes of RAM are not a whole number of {PAGE_SIZE}-byte pages")]
+    #[error("{} of RAM are not a whole number of {PAGE_SIZE}-byte pages", ByteSize(*.0))]
     Unaligned(u64),
     /// More than page numbers can count.
-    #[error("{0:#x} bytes of RAM are more than an attribute map can hold: at most {max:#x}", max = MAX_PAGES * PAGE_SIZE)]
+    #[error("{} of RAM are more than an attribute map can hold: at most {}", ByteSize(*.0), ByteSize(MAX_PAGES * PAGE_SIZE))]
     TooLarge(u64),
     /// No conversion could ever be made, or too many at a time.
     #[error("a map for {0} conversions at a time can't be had: at least 1, at most {MAX_SLOTS}")]

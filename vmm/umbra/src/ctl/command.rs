@@ -170,35 +170,3 @@ fn read(path: &Path) -> anyhow::Result<Value> {
     .with_context(cannot)?;
     serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))
 }
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-    use umbra_api::client::Client;
-    use umbra_api::routes::unsupported::UNSUPPORTED;
-
-    #[test]
-    fn each_operation_has_a_command() {
-        let cli = crate::Cli::command();
-        let ctl = cli.find_subcommand("ctl").unwrap();
-        let operations = Client::operations();
-        assert!(operations.len() > 35);
-        for operation in operations {
-            if UNSUPPORTED.iter().any(|(path, _, _)| path[1..] == *operation) {
-                continue;
-            }
-            let found = match operation.split_once(".memory-") {
-                Some((_, name)) => {
-                    let memory = ctl.find_subcommand("memory").unwrap();
-                    memory.find_subcommand(name.trim_end_matches(".set")).is_some()
-                }
-                None => {
-                    let (group, name) = operation.split_once('.').unwrap();
-                    let full = operation.replace('.', "-");
-                    [name, group, &full].iter().any(|name| ctl.find_subcommand(name).is_some())
-                }
-            };
-            assert!(found, "{operation}");
-        }
-    }
-}

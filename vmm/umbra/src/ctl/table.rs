@@ -74,7 +74,10 @@ pub fn info(value: &Value) -> String {
     lines.push(("kernel", plain(&config["payload"]["kernel"])));
     lines.push(("processors", config["cpus"]["boot_vcpus"].as_u64().unwrap_or(1).to_string()));
     lines.push(("memory", value["memory_actual_size"].as_u64().map(size).unwrap_or_default()));
-    lines.push(("isolation", config["platform"]["isolation"].as_str().unwrap_or("auto").to_owned()));
+    // What it became, or what was asked for where that is still open.
+    let asked = config["platform"]["isolation"].as_str().filter(|asked| *asked != "auto");
+    let isolation = value["isolation"].as_str().or(asked).unwrap_or("auto: chosen when it boots");
+    lines.push(("isolation", isolation.to_owned()));
     let devices: Vec<String> =
         object(&value["device_tree"]).map(|(id, device)| format!("{id} ({})", plain(&device["pci_bdf"]))).collect();
     lines.push(("devices", if devices.is_empty() { "-".into() } else { devices.join(", ") }));
@@ -120,6 +123,19 @@ mod tests {
     fn figures_have_units_and_stand_under_each_other() {
         let text = figures(&json!({ "gpa": 4096, "changed_bytes": 2097152, "contents": "kept" }));
         assert_eq!(text, "changed_bytes  2 MiB\ncontents       kept\ngpa            0x1000\n");
+    }
+
+    #[test]
+    fn isolations_are_told_as_they_are_and_before_that_as_asked_for() {
+        let of = |platform: Value, isolation: Value| {
+            let text = info(&json!({ "config": { "platform": platform }, "isolation": isolation }));
+            let line = text.lines().find_map(|line| line.strip_prefix("isolation")).unwrap();
+            line.trim().to_owned()
+        };
+        assert_eq!(of(json!({ "isolation": "auto" }), json!("software")), "software");
+        assert_eq!(of(Value::Null, json!("none")), "none");
+        assert_eq!(of(json!({ "isolation": "software" }), Value::Null), "software");
+        assert_eq!(of(Value::Null, Value::Null), "auto: chosen when it boots");
     }
 
     #[test]

@@ -18,8 +18,14 @@ pub enum Kind {
     Switch,
 }
 
-/// Reads pairs into a structure: `keys` has each key, the name of its field, and its kind.
-pub fn parse<T: DeserializeOwned>(text: &str, keys: &[(&str, &str, Kind)], defaults: Value) -> Result<T, String> {
+/// A key, the name of its field, and its kind.
+pub type Key = (&'static str, &'static str, Kind);
+
+/// How much alike (of 1) a key must be to be what was meant. What clap takes for its options.
+const ALIKE: f64 = 0.7;
+
+/// Reads pairs into a structure.
+pub fn parse<T: DeserializeOwned>(text: &str, keys: &[Key], defaults: Value) -> Result<T, String> {
     let mut fields = match defaults {
         Value::Object(fields) => fields,
         _ => serde_json::Map::new(),
@@ -29,7 +35,10 @@ pub fn parse<T: DeserializeOwned>(text: &str, keys: &[(&str, &str, Kind)], defau
         let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair:?} is not of the form key=value"))?;
         let Some((_, field, kind)) = keys.iter().find(|(known, _, _)| *known == key) else {
             let known: Vec<&str> = keys.iter().map(|(key, _, _)| *key).collect();
-            return Err(format!("there is no {key:?} here: the keys are {}", known.join(", ")));
+            let meant = known.iter().map(|known| (strsim::jaro(key, known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
+            let meant = meant.filter(|(alike, _)| *alike > ALIKE);
+            let meant = meant.map_or(String::new(), |(_, known)| format!("did you mean {known:?}? "));
+            return Err(format!("there is no {key:?} here: {meant}The keys are {}", known.join(", ")));
         };
         if seen.contains(&key) {
             return Err(format!("{key:?} is given twice"));
