@@ -40,9 +40,9 @@ pub struct Kind {
 }
 
 pub const NET: Kind = Kind { id: "_net0", slot: 1, queues: 2, done: "tx_frames", counts_failed: true };
-pub const VSOCK: Kind = Kind { id: "_vsock1", slot: 2, queues: 2, done: "rejected", counts_failed: true };
-pub const RNG: Kind = Kind { id: "_rng2", slot: 3, queues: 1, done: "bytes", counts_failed: false };
-pub const CONSOLE: Kind = Kind { id: "_console3", slot: 4, queues: 2, done: "output_bytes", counts_failed: true };
+pub const VSOCK: Kind = Kind { id: "_vsock0", slot: 2, queues: 2, done: "rejected", counts_failed: true };
+pub const RNG: Kind = Kind { id: "_rng0", slot: 3, queues: 1, done: "bytes", counts_failed: false };
+pub const CONSOLE: Kind = Kind { id: "_console1", slot: 4, queues: 2, done: "output_bytes", counts_failed: true };
 pub const KINDS: [Kind; 4] = [NET, VSOCK, RNG, CONSOLE];
 
 /// The queues of those that have two.
