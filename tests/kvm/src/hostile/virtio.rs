@@ -178,17 +178,17 @@ impl Device {
     pub fn makes_available(&mut self, guest: &mut HostileGuest, queue: usize, head: u16) -> anyhow::Result<()> {
         let Queue { rings, made } = &mut self.queues[queue];
         guest.stores((Shared, rings.available + 4 + 2 * u64::from(*made % ENTRIES)), 2, head.into())?;
-        *made = made.wrapping_add(1);
-        let made = *made;
-        self.sets_available(guest, queue, made)
+        self.claims_available(guest, queue, 1)
     }
 
-    /// Says that so many chains have been made available.
+    /// Says that so many more chains are available.
     ///
     /// # Errors
     /// A fault of the guest's.
-    pub fn sets_available(&self, guest: &mut HostileGuest, queue: usize, index: u16) -> anyhow::Result<()> {
-        guest.stores((Shared, self.queues[queue].rings.available + 2), 2, index.into())
+    pub fn claims_available(&mut self, guest: &mut HostileGuest, queue: usize, more: u16) -> anyhow::Result<()> {
+        let Queue { rings, made } = &mut self.queues[queue];
+        *made = made.wrapping_add(more);
+        guest.stores((Shared, rings.available + 2), 2, (*made).into())
     }
 
     /// Tells the device to look at a queue.

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use hypervisor::PageState::{Private, Shared};
 use kvm_tests::expect;
 use kvm_tests::hostile::virtio::{Device, FEATURES_TAKEN, NEEDS_RESET, Rings, WRITE};
@@ -197,14 +197,15 @@ struct Counted {
 
 impl Counted {
     fn of(bed: &Bed, kind: Kind) -> anyhow::Result<Self> {
-        let (failed, received) = (kind.counts_failed, kind == NET);
+        let counters = bed.counters(kind)?;
+        let count = |name: &str| counters[name].as_u64().with_context(|| format!("there is no {name} in {counters}"));
         Ok(Self {
             // Frames of the host's come when they like.
-            received: if received { bed.count(kind, "rx_frames")? } else { 0 },
-            done: bed.count(kind, if kind == VSOCK { "tx_bytes" } else { kind.done })?,
-            failed: if failed { bed.count(kind, "failed")? } else { 0 },
-            refused: bed.count(kind, "refused")?,
-            queue_faults: bed.count(kind, "queue_faults")?,
+            received: if kind == NET { count("rx_frames")? } else { 0 },
+            done: count(if kind == VSOCK { "tx_bytes" } else { kind.done })?,
+            failed: if kind.counts_failed { count("failed")? } else { 0 },
+            refused: count("refused")?,
+            queue_faults: count("queue_faults")?,
         })
     }
 
