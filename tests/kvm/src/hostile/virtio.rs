@@ -200,7 +200,7 @@ impl Device {
     }
 
     /// Makes available a chain of these buffers, whose flags say only whether the device may write, with the descriptors
-    /// from `head` on, and notifies the device.
+    /// from `head` on, and notifies the device. Returns how many chains were made available so far.
     ///
     /// # Errors
     /// A fault of the guest's.
@@ -210,7 +210,7 @@ impl Device {
         queue: usize,
         head: u16,
         buffers: &[(u64, u32, u16)],
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<u16> {
         let last = buffers.len().saturating_sub(1);
         for (index, (number, (gpa, length, flags))) in (head..).zip(buffers).enumerate() {
             let next = if index == last { 0 } else { NEXT };
@@ -218,7 +218,8 @@ impl Device {
             self.describes(guest, queue, number, descriptor)?;
         }
         self.makes_available(guest, queue, head)?;
-        self.notifies(guest, queue)
+        self.notifies(guest, queue)?;
+        Ok(self.queues[queue].made)
     }
 
     /// How many chains of a queue the device has used.

@@ -137,6 +137,23 @@ impl Bed {
         self.waits_for(kind, |bed| Ok(bed.count(kind, kind.done)? > before))
     }
 
+    /// Sees to it that a device has something for the guest: a frame of the host's, or the answer to a request.
+    pub fn causes_something_to_receive(&mut self, kind: Kind, device: &mut Device) -> anyhow::Result<()> {
+        if kind == NET { self.host_sends_a_frame() } else { self.works(kind, device) }
+    }
+
+    /// The driver has a buffer for what a device has for it, and gets it.
+    pub fn receives(&mut self, kind: Kind, device: &mut Device) -> anyhow::Result<()> {
+        let made = device.offers(&mut self.guest, RECEIVE, 0, &[(self.data.start() + PAGE, 2048, WRITE)])?;
+        self.waits_for(kind, |bed| {
+            bed.causes_something_to_receive(kind, device)?;
+            Ok(device.used(&mut bed.guest, RECEIVE)? == made)
+        })?;
+        let (_, written) = device.has_used_all(&mut self.guest, RECEIVE)?;
+        ensure!(written > 0, "{} used a buffer without anything in it", kind.id);
+        Ok(())
+    }
+
     /// Waits for something to happen.
     pub fn waits_for(
         &mut self,
@@ -152,7 +169,7 @@ impl Bed {
     }
 
     /// Has the host send a frame to the guest: it asks who has an address.
-    pub fn host_sends_a_frame(&self) -> anyhow::Result<()> {
+    fn host_sends_a_frame(&self) -> anyhow::Result<()> {
         let socket = UdpSocket::bind("10.79.0.1:0").context("cannot bind to the tap's address")?;
         socket.send_to(&[0], NEIGHBOUR).context("cannot send to the guest").map(drop)
     }
