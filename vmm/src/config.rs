@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use arch::x86_64::Isolation;
 use hypervisor::MemoryCaps;
 
+use crate::devices::virtio::pci::AccessPlatform;
 use crate::memory::conversion::Policy;
 use crate::{Error, Result};
 
@@ -25,6 +26,8 @@ pub struct VmConfig {
     /// What makes it unmappable; `None` for the strongest that the host offers if memory is to be unmappable, and for
     /// nothing if not.
     pub isolation: Option<Isolation>,
+    /// Whether drivers are told to use addresses that the platform lets devices at; `None` for only where they must.
+    pub access_platform: Option<bool>,
     /// What conversions of guest memory may do.
     pub conversions: Policy,
     /// The serial console.
@@ -199,6 +202,7 @@ impl VmConfig {
             cpus: CpusConfig::default(),
             memory: MemoryConfig::default(),
             isolation: None,
+            access_platform: None,
             conversions: Policy::default(),
             serial: SerialConfig::Null,
             console: ConsoleConfig::Off,
@@ -233,6 +237,22 @@ impl VmConfig {
         match isolation.missing(caps) {
             missing if missing.is_empty() => Ok(isolation),
             missing => Err(Error::IsolationMissing { isolation, missing }),
+        }
+    }
+
+    /// What drivers of devices are told of where these get at memory, with this isolation.
+    ///
+    /// # Errors
+    /// Devices that would be let at unmappable memory.
+    pub fn resolve_access_platform(&self, isolation: Isolation) -> Result<AccessPlatform> {
+        match (isolation.is_unmappable(), self.access_platform) {
+            (true, Some(false)) => Err(Error::Contradiction(
+                "access_platform=off and unmappable memory contradict each other, since devices get at a part of it only: \
+                 leave access_platform out, or choose isolation=none",
+            )),
+            (true, _) => Ok(AccessPlatform::Required),
+            (false, Some(true)) => Ok(AccessPlatform::Offered),
+            (false, _) => Ok(AccessPlatform::Off),
         }
     }
 }
@@ -276,6 +296,21 @@ mod tests {
         let able = caps(&[VmType::Default, VmType::SwProtected]);
         assert!(config(Some(Isolation::None), Some(true)).resolve_isolation(&able).is_err());
         assert!(config(Some(Isolation::Software), Some(false)).resolve_isolation(&able).is_err());
+    }
+
+    #[test]
+    fn drivers_are_told_where_devices_get_where_they_must_and_where_it_is_asked_for() {
+        let of = |isolation, access_platform| {
+            VmConfig { access_platform, ..config(None, None) }.resolve_access_platform(isolation)
+        };
+        for asked in [None, Some(true)] {
+            assert_eq!(of(Isolation::Software, asked).unwrap(), AccessPlatform::Required);
+        }
+        assert!(of(Isolation::Software, Some(false)).unwrap_err().to_string().contains("access_platform"));
+        for asked in [None, Some(false)] {
+            assert_eq!(of(Isolation::None, asked).unwrap(), AccessPlatform::Off);
+        }
+        assert_eq!(of(Isolation::None, Some(true)).unwrap(), AccessPlatform::Offered);
     }
 
     #[test]

@@ -109,6 +109,10 @@ pub const SLEEP_TYPE_SHIFT: u8 = 2;
 /// The value of this machine's `_S5` object: soft off.
 pub const SLEEP_TYPE_OFF: u8 = 5;
 
+/// The clock (MC146818): the port that selects a register, and behind it the one that reads and writes it.
+pub const CMOS_PORT: u16 = 0x70;
+/// How many ports the clock has.
+pub const CMOS_PORTS: u16 = 2;
 /// Where the clock's memory has the century.
 pub const CMOS_CENTURY: u8 = 0x32;
 

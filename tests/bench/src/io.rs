@@ -1,23 +1,35 @@
-//! Throughput of a guest's disk and network, `software` beside `none`, from the times that the lab's guests took.
+//! Throughput of a guest's disk and network, from the times that the lab's guests took.
 //!
 //! | key | what |
 //! |---|---|
 //! | `io.<transfer>.none_ratio` | time with `isolation=software`, to that with `isolation=none` |
-//! | `io.<transfer>.swiotlb_share` | the part of the time with `software` that copying the same bytes once in that guest takes |
+//! | `io.<transfer>.swiotlb_share` | of the time with `software`: what swiotlb adds to `none` |
+//! | `io.<transfer>.rest_ratio` | time with `software`, to that with `none` and swiotlb: what is not swiotlb |
 //!
 //! A transfer is `disk_write`, `disk_read` (both direct, so past the guest's cache), `network_in` or `network_out` (one TCP
 //! connection). With `software`, devices reach only memory that is open to them, so Linux copies each byte once between it
-//! and its private memory (its swiotlb does): the same guest times a copy of as many bytes in memory.
+//! and its private memory: its swiotlb does. A third guest has `none` and the same swiotlb, because it is told to
+//! (`swiotlb=force`). All live at the same time and make their transfers in turns.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use serde_json::Value;
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
 
 use crate::figures::{Figures, Sample};
 
 const TRANSFERS: [&str; 4] = ["disk_write", "disk_read", "network_in", "network_out"];
+const KINDS: [&str; 3] = ["none", "swiotlb", "software"];
+
+/// What the lab's guests took.
+#[derive(Debug, Deserialize)]
+struct Record {
+    /// Of each transfer.
+    bytes: f64,
+    /// Nanoseconds of each round, by kind of machine and transfer.
+    times: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
+}
 
 /// Takes the times from the lab's file.
 ///
@@ -25,65 +37,75 @@ const TRANSFERS: [&str; 4] = ["disk_write", "disk_read", "network_in", "network_
 /// A file that can't be read, or lacks times.
 pub fn run(figures: &mut Figures, times: &Path) -> Result<()> {
     let text = std::fs::read_to_string(times).with_context(|| format!("cannot read {}", times.display()))?;
-    let times: Value = serde_json::from_str(&text).with_context(|| format!("{} is no JSON", times.display()))?;
-    add(figures, &times)
+    let record =
+        serde_json::from_str(&text).with_context(|| format!("{} is not what it should be", times.display()))?;
+    add(figures, &record)
 }
 
-type Times = BTreeMap<String, Vec<f64>>;
-
-fn add(figures: &mut Figures, times: &Value) -> Result<()> {
-    let of = |isolation: &str| -> Result<Times> {
-        serde_json::from_value(times[isolation].clone()).with_context(|| format!("there are no times with {isolation}"))
-    };
-    let (none, software) = (of("none")?, of("software")?);
-    let bytes = times["bytes"].as_f64().context("the times do not say of how many bytes they are")?;
-    let get =
-        |times: &Times, kind: &str| times.get(kind).cloned().with_context(|| format!("there are no times of {kind}"));
-    let copy = Sample::of(get(&software, "copy")?).median;
+fn add(figures: &mut Figures, record: &Record) -> Result<()> {
     for transfer in TRANSFERS {
-        let (none, software) = (get(&none, transfer)?, get(&software, transfer)?);
-        figures.add(format!("io.{transfer}.none_ratio"), Sample::ratio(&software, &none));
-        let share = software.iter().map(|time| copy / time);
-        figures.add(format!("io.{transfer}.swiotlb_share"), Sample::of(share));
-        for (isolation, times) in [("none", none), ("software", software)] {
-            let rates = times.iter().map(|nanoseconds| bytes / (nanoseconds / 1e9));
-            figures.note(format!("io.{transfer}.{isolation}_per_second_bytes"), Sample::of(rates));
+        let get = |kind: &str| {
+            let times = record.times.get(kind).and_then(|times| times.get(transfer));
+            times
+                .filter(|times| !times.is_empty())
+                .with_context(|| format!("there are no times of {transfer} with {kind}"))
+        };
+        let [none, swiotlb, software] = [get(KINDS[0])?, get(KINDS[1])?, get(KINDS[2])?];
+        ensure!(
+            none.len() == software.len() && swiotlb.len() == software.len(),
+            "not all guests made {transfer} equally often"
+        );
+        figures.add(format!("io.{transfer}.none_ratio"), Sample::ratio(software, none));
+        figures.add(format!("io.{transfer}.swiotlb_share"), share(none, swiotlb, software));
+        figures.add(format!("io.{transfer}.rest_ratio"), Sample::ratio(software, swiotlb));
+        for (kind, times) in KINDS.into_iter().zip([none, swiotlb, software]) {
+            let rates = times.iter().map(|nanoseconds| record.bytes / (nanoseconds / 1e9));
+            figures.note(format!("io.{transfer}.{kind}_per_second_bytes"), Sample::of(rates));
         }
     }
     Ok(())
 }
 
+/// By how much the second is above the first, as a part of the third: of their medians, with the spread of the rounds'.
+fn share(none: &[f64], swiotlb: &[f64], software: &[f64]) -> Sample {
+    let of = |none: f64, swiotlb: f64, software: f64| (swiotlb - none) / software;
+    let rounds =
+        none.iter().zip(swiotlb).zip(software).map(|((none, swiotlb), software)| of(*none, *swiotlb, *software));
+    let median = |times: &[f64]| Sample::of(times.iter().copied()).median;
+    Sample { median: of(median(none), median(swiotlb), median(software)), ..Sample::of(rounds) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
-    fn times() -> Value {
-        let kinds = |copy: u64, transfer: u64| {
-            let mut kinds = json!({"copy": [copy, copy]});
-            for name in TRANSFERS {
-                kinds[name] = json!([transfer, transfer]);
-            }
-            kinds
-        };
-        json!({"bytes": 64 << 20, "none": kinds(9, 200), "software": kinds(30, 300)})
+    fn record() -> Value {
+        let kind = |times: [u64; 3]| TRANSFERS.iter().map(|name| (*name, times)).collect::<BTreeMap<_, _>>();
+        let times =
+            json!({"none": kind([200, 210, 190]), "swiotlb": kind([250, 250, 230]), "software": kind([300, 250, 400])});
+        json!({"bytes": 64 << 20, "times": times})
     }
 
     #[test]
-    fn each_transfer_has_its_ratio_and_its_share() {
+    fn each_transfer_has_its_ratios_and_its_share() {
         let mut figures = Figures::default();
-        add(&mut figures, &times()).unwrap();
+        add(&mut figures, &serde_json::from_value(record()).unwrap()).unwrap();
         let json = figures.to_json();
         for transfer in TRANSFERS {
-            assert_eq!(json["io"][transfer], json!({"none_ratio": 1.5, "swiotlb_share": 0.1}), "{transfer}");
+            let expected = json!({"none_ratio": 1.5, "swiotlb_share": 50.0 / 300.0, "rest_ratio": 1.2});
+            assert_eq!(json["io"][transfer], expected, "{transfer}");
         }
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let mut less = times();
-        less["none"].as_object_mut().unwrap().remove("disk_read");
-        let error = add(&mut Figures::default(), &less).unwrap_err().to_string();
-        assert!(error.contains("disk_read"), "{error}");
+        let add = |record| add(&mut Figures::default(), &serde_json::from_value(record).unwrap());
+        let mut less = record();
+        less["times"]["none"].as_object_mut().unwrap().remove("disk_read");
+        assert!(add(less).unwrap_err().to_string().contains("disk_read with none"));
+        let mut less = record();
+        less["times"]["software"]["disk_write"].as_array_mut().unwrap().pop();
+        assert!(add(less).unwrap_err().to_string().contains("disk_write equally"));
     }
 }

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod image;
 mod program;
 mod task;
+pub mod virtio;
 
 use std::io::Write;
 use std::path::Path;
@@ -63,13 +64,23 @@ pub struct Boot<'a> {
     pub conversions: Option<&'a str>,
     /// Whether the API serves.
     pub api: bool,
-    /// The image of a disk, the only device on the bus; there is none without.
+    /// The image of a disk; there is none without.
     pub disk: Option<&'a Path>,
+    /// Devices behind that on the bus, as on the command line.
+    pub devices: &'a [String],
 }
 
 impl Default for Boot<'_> {
     fn default() -> Self {
-        Self { isolation: Isolation::Software, memory: "64M", cgroup: None, conversions: None, api: false, disk: None }
+        Self {
+            isolation: Isolation::Software,
+            memory: "64M",
+            cgroup: None,
+            conversions: None,
+            api: false,
+            disk: None,
+            devices: &[],
+        }
     }
 }
 
@@ -133,6 +144,7 @@ impl HostileGuest {
         if let Some(disk) = boot.disk {
             command.args(["--disk", &format!("path={}", disk.display())]);
         }
+        command.args(boot.devices);
         if boot.api {
             command.arg("--api-socket").arg(folder.path().join("api"));
         }

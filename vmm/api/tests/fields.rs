@@ -120,6 +120,7 @@ fn table() -> Vec<Row> {
         ("MemoryConfig", "thp", json!(false), Refused),
         ("MemoryConfig", "zones", json!([{ "id": "z", "size": 1048576 }]), Refused),
         ("PlatformConfig", "isolation", json!("software"), Honoured),
+        ("PlatformConfig", "access_platform", json!(true), Honoured),
         ("PlatformConfig", "num_pci_segments", json!(2), Refused),
         ("PlatformConfig", "iommu_segments", json!([1]), Refused),
         ("PlatformConfig", "iommu_address_width_bits", json!(48), Effectless),

@@ -9,13 +9,10 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The port that selects a register, and behind it the one that reads and writes it.
-pub const CMOS_PORT: u16 = 0x70;
-/// How many ports there are.
-pub const CMOS_PORTS: u16 = 2;
-
 /// Where the century is, as PCs have it and ACPI's fixed table says (ACPI 6.5, 5.2.9).
 pub use arch::x86_64::map::CMOS_CENTURY as CENTURY;
+/// Its ports.
+pub use arch::x86_64::map::{CMOS_PORT, CMOS_PORTS};
 
 /// Register A: not being updated, at 32768 Hz, with the usual rate of interrupts. B: 24 hours, decimal digits, no
 /// interrupts. D: the battery is good.

@@ -28,7 +28,7 @@ use super::pci::Bus;
 use super::virtio::VirtioDevice;
 use super::virtio::balloon::{Balloon, BalloonSize, ReclaimPages};
 use super::virtio::console::ConsoleInput;
-use super::virtio::pci::{MEMORY_SIZE, Platform, VirtioPci};
+use super::virtio::pci::{AccessPlatform, MEMORY_SIZE, Platform, VirtioPci};
 use crate::config::{BalloonConfig, DiskConfig, NetConfig, VmConfig, VsockConfig};
 use crate::memory::guarded::DeviceMemory;
 use crate::{Error, Result};
@@ -88,11 +88,11 @@ fn lock(function: &Mutex<VirtioPci>) -> MutexGuard<'_, VirtioPci> {
 }
 
 impl DeviceManager {
-    /// A bus without devices. Drivers have to use `access_platform` where devices can't get at all of the guest's memory.
+    /// A bus without devices. `access_platform` is required where devices can't get at all of the guest's memory.
     ///
     /// # Errors
     /// The hypervisor's.
-    pub fn new(vm: Arc<dyn Vm>, memory: Arc<DeviceMemory>, access_platform: bool) -> Result<Arc<Self>> {
+    pub fn new(vm: Arc<dyn Vm>, memory: Arc<DeviceMemory>, access_platform: AccessPlatform) -> Result<Arc<Self>> {
         let events = Events::new(&*vm)?;
         let platform = Platform { lines: MsiLines::new(vm.clone()), vm, memory, access_platform };
         Ok(Arc::new(Self {
@@ -130,7 +130,7 @@ impl DeviceManager {
     /// # Errors
     /// A machine whose memory is not all shared for good, and as [`DeviceManager::add`].
     pub fn add_balloon(&self, config: &BalloonConfig, pages: Arc<dyn ReclaimPages>) -> Result<()> {
-        if self.platform.access_platform {
+        if self.platform.access_platform == AccessPlatform::Required {
             return Err(Error::Contradiction(
                 "a balloon and unmappable memory contradict each other, since guests refuse it there: leave the balloon out, \
                  or choose isolation=none",

@@ -42,6 +42,7 @@ pub(super) fn build(
         return Err(Error::NoProcessor);
     }
     let isolation = config.resolve_isolation(hypervisor.caps())?;
+    let access_platform = config.resolve_access_platform(isolation)?;
     if (&config.serial, &config.console) == (&SerialConfig::Tty, &ConsoleConfig::Tty) {
         return Err(Error::Contradiction(
             "the serial port and the virtio console can't both have standard input and output: choose file or null for one",
@@ -100,7 +101,7 @@ pub(super) fn build(
     let interrupters = vcpus.iter().map(|(vcpu, _)| vcpu.interrupter()).collect::<hypervisor::Result<_>>()?;
     let control = Arc::new(Control::new(interrupters, !launch.announces));
     let ram = Arc::new(ram);
-    let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), isolation.is_unmappable())?;
+    let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), access_platform)?;
     manager.add_configured(config)?;
     if let Some(balloon) = &config.balloon {
         manager.add_balloon(balloon, ram.clone())?;

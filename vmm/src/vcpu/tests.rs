@@ -16,6 +16,7 @@ use crate::devices::cmos::Cmos;
 use crate::devices::custom::CustomDevices;
 use crate::devices::manager::DeviceManager;
 use crate::devices::serial::SerialDevice;
+use crate::devices::virtio::pci::AccessPlatform;
 use crate::memory::RamOptions;
 use crate::memory::conversion::{Policy, Rule};
 
@@ -97,7 +98,7 @@ fn context_in(vm: Arc<ModelVm>, policy: Policy) -> VcpuContext {
     let control = Arc::new(Control::new(vec![Arc::new(Never)], true));
     let output = Output::new(SerialConfig::Null).writer(control.clone()).unwrap();
     let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
-    let manager = DeviceManager::new(vm, ram.devices().clone(), true).unwrap();
+    let manager = DeviceManager::new(vm, ram.devices().clone(), AccessPlatform::Required).unwrap();
     let devices =
         Arc::new(Devices { serial, console: None, cmos: Cmos::new(), manager, custom: CustomDevices::default() });
     VcpuContext {

@@ -4,13 +4,17 @@ use hypervisor::PAGE_SIZE;
 use hypervisor::PageState::{Private, Shared};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use virtio_bindings::virtio_net::VIRTIO_NET_F_CTRL_VQ;
 use vmm::config::NetConfig;
+use vmm::devices::virtio::VirtioDevice;
+use vmm::devices::virtio::net::Net;
 
-use crate::guest::{counter, wait_until};
+use crate::guest::{Guest, counter, wait_until};
 use crate::world::{HEADER, MERGEABLE, Test, World, config, frame};
 
 pub const TESTS: &[Test] = &[
     ("private_buffers_come_back_empty", private_buffers_come_back_empty),
+    ("commands_in_private_memory_are_refused", commands_in_private_memory_are_refused),
     ("pages_are_converted_beside_a_busy_device", pages_are_converted_beside_a_busy_device),
     ("whatever_the_chains_are_frames_go_on", whatever_the_chains_are_frames_go_on),
 ];
@@ -40,6 +44,23 @@ fn private_buffers_come_back_empty() {
     assert_eq!(counter(&world.device, "tx_dropped"), 2);
     world.send(&[0; HEADER], &frame(&[9; 100]));
     assert_eq!(world.wire.receive(), frame(&[9; 100]));
+}
+
+fn commands_in_private_memory_are_refused() {
+    let guest = Guest::new();
+    let mut device = Net::new(&config()).unwrap();
+    let queues = [guest.queue(0, 256), guest.queue(1, 256), guest.queue(2, 64)];
+    let features = MERGEABLE | 1 << VIRTIO_NET_F_CTRL_VQ;
+    device.activate(guest.activation(features, &queues.iter().collect::<Vec<_>>())).unwrap();
+    let (shared, private) = (guest.pages(1), guest.pages(1));
+    guest.convert(private, 1, Private);
+    for (command, answer, answered) in [(private, shared + 8, 1), (shared, private, 0), (shared, 1 << 45, 0)] {
+        assert_eq!(queues[2].request(&guest, &[(command, 4, false), (answer, 1, true)]), answered);
+    }
+    assert_eq!((counter(&device, "failed"), counter(&device, "refused")), (3, 3));
+    // One that there is not, all of it in shared memory.
+    assert_eq!(queues[2].request(&guest, &[(shared, 4, false), (shared + 8, 1, true)]), 1);
+    assert_eq!((counter(&device, "failed"), counter(&device, "refused")), (4, 3));
 }
 
 fn pages_are_converted_beside_a_busy_device() {

@@ -135,10 +135,11 @@ pub fn balloon(text: &str) -> Result<BalloonConfig, String> {
     read(text, &keys, json!({}), |config| to::BalloonConfig::try_from(config))
 }
 
-/// `--platform isolation=auto|none|software`
+/// `--platform isolation=auto|none|software,access_platform=on`
 pub fn platform(text: &str) -> Result<PlatformConfig, String> {
     let keys = [
         ("isolation", "isolation", Text),
+        ("access_platform", "access_platform", Switch),
         ("num_pci_segments", "num_pci_segments", Number),
         ("serial_number", "serial_number", Text),
         ("uuid", "uuid", Text),
@@ -248,6 +249,7 @@ mod tests {
     fn platforms_and_consoles_are_known_by_name() {
         assert_eq!(platform("isolation=auto").unwrap().isolation, Some(IsolationName::Auto));
         assert_eq!(platform("isolation=software").unwrap().isolation, Some(IsolationName::Software));
+        assert_eq!(platform("access_platform=on").unwrap().access_platform, Some(true));
         assert!(platform("isolation=tdx").unwrap_err().contains("software"));
         assert_eq!(serial("file=/a,b").unwrap().file, Some("/a,b".into()));
         assert!(serial("pty").is_err() && serial("file=").is_err() && console("socket=x").is_err());

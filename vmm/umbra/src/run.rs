@@ -102,9 +102,10 @@ pub struct Args {
     )]
     balloon: Option<BalloonConfig>,
     /// What makes memory unmappable; auto is the strongest that this host offers with unmappable=on, and none without.
+    /// access_platform=on has devices offer VIRTIO_F_ACCESS_PLATFORM where guests could do without, as for swiotlb=force.
     #[arg(
         long,
-        value_name = "isolation=auto|none|software",
+        value_name = "isolation=auto|none|software[,access_platform=on|off]",
         default_value = "isolation=auto",
         requires = "kernel",
         value_parser = options::platform

@@ -1,4 +1,4 @@
-//! What the guest can't find out by asking: the serial port, the PCI host bridge and its slots, and the events of the
+//! What the guest can't find out by asking: the serial port, the clock, the PCI host bridge and its slots, and the events of the
 //! platform.
 //!
 //! Events (a device comes or is to go, the power button) come as edges on one interrupt line, which belongs to a generic
@@ -11,8 +11,8 @@ use acpi_tables::{Aml, aml};
 
 use super::{OEM, OEM_REVISION, OEM_TABLE};
 use crate::x86_64::map::{
-    EVENT_GSI, EVENT_PORT, EVENT_PORTS_END, EVENT_POWER_BUTTON, EVENT_SLOTS, PCI_ADDRESS_PORT, PCI_MEMORY_END,
-    PCI_MEMORY_START, PCI_PORTS, PCI_SLOTS, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS, SLEEP_TYPE_OFF,
+    CMOS_PORT, CMOS_PORTS, EVENT_GSI, EVENT_PORT, EVENT_PORTS_END, EVENT_POWER_BUTTON, EVENT_SLOTS, PCI_ADDRESS_PORT,
+    PCI_MEMORY_END, PCI_MEMORY_START, PCI_PORTS, PCI_SLOTS, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS, SLEEP_TYPE_OFF,
 };
 
 /// Notifications (ACPI 6.5, table 5.160 and 5.166).
@@ -29,6 +29,7 @@ const SLOTS_EJECT: &str = "EJCT";
 pub(super) fn dsdt() -> Sdt {
     let mut code = Vec::new();
     serial_port(&mut code);
+    clock(&mut code);
     event_registers(&mut code);
     power_button(&mut code);
     host_bridge(&mut code);
@@ -50,6 +51,20 @@ fn serial_port(code: &mut Vec<u8>) {
             &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
             &aml::Name::new("_UID".into(), &aml::ZERO),
             &aml::Name::new("_CRS".into(), &resources),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// The clock. It has no interrupt line: Linux would take line 8 for granted if it found the clock by itself, and there is none
+/// without legacy interrupt controllers.
+fn clock(code: &mut Vec<u8>) {
+    let ports = aml::IO::new(CMOS_PORT, CMOS_PORT, 1, CMOS_PORTS as u8);
+    aml::Device::new(
+        "_SB_.RTC0".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0B00")),
+            &aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&ports])),
         ],
     )
     .to_aml_bytes(code);
@@ -205,6 +220,15 @@ mod tests {
         has_once(&table, b"\x08_SUN\x0a\x1f");
         has_once(&table, b"\x70\x0c\x00\x00\x00\x80EJCT");
         assert!(!table.windows(4).any(|name| name == b"S000"));
+    }
+
+    #[test]
+    fn the_clock_has_its_ports_and_no_interrupt_line() {
+        let mut table = Vec::new();
+        dsdt().to_aml_bytes(&mut table);
+        // Name (_HID, EisaId ("PNP0B00")), and a buffer of ten bytes: IO (Decode16, 0x70, 0x70, 1, 2), end.
+        has_once(&table, b"\x08_HID\x0c\x41\xd0\x0b\x00");
+        has_once(&table, b"\x08_CRS\x11\x0d\x0a\x0a\x47\x01\x70\x00\x70\x00\x01\x02\x79\x00");
     }
 
     #[test]

@@ -99,6 +99,7 @@ impl Linux {
             cpus: CpusConfig { boot: 1 },
             memory: MemoryConfig { size: 512 << 20, unmappable: None, window: 0 },
             isolation: Some(boot.isolation),
+            access_platform: None,
             conversions: Policy::default(),
             serial: SerialConfig::File(at("console")),
             console: ConsoleConfig::Off,

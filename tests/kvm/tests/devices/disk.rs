@@ -13,6 +13,7 @@ use crate::Test;
 pub const TESTS: &[Test] = &[
     ("an_unmappable_guest_writes_to_a_disk_and_a_plugged_one", || disks(Isolation::Software)),
     ("an_ordinary_guest_writes_to_a_disk_and_a_plugged_one", || disks(Isolation::None)),
+    ("an_ordinary_guest_bounces_what_it_writes_if_it_is_told_to", bounces),
 ];
 
 const SIZE: u64 = 8 << 20;
@@ -38,6 +39,33 @@ say gone
 until [ -e /dev/vdb ]; do sleep 0.1; done
 say first $(dd if=/dev/vdb bs=6 count=1 2>/dev/null)
 "#;
+
+/// The feature's bit, of which the first is number 0; and what swiotlb has been used for.
+const BOUNCES: &str = r#"
+say feature $(cut -c 34 /sys/block/vda/device/features)
+yes first | dd of=/dev/vda bs=64k count=16 iflag=fullblock conv=fsync 2>/dev/null && say written
+mkdir -p /debug && mount -t debugfs debugfs /debug
+[ "$(cat /debug/swiotlb/io_tlb_used_hiwater)" -gt 0 ] && say bounced
+"#;
+
+/// With VIRTIO_F_ACCESS_PLATFORM, which Linux needs to be offered for that.
+fn bounces() -> anyhow::Result<()> {
+    let image = tempfile::NamedTempFile::new()?;
+    image.as_file().set_len(SIZE)?;
+    let boot = Boot { isolation: Isolation::None, modules: &["virtio_blk"], script: BOUNCES };
+    let mut guest = Linux::boot(&boot, |config| {
+        config.disks.push(disk(image.path()));
+        config.access_platform = Some(true);
+        config.command_line.push_str(" swiotlb=force");
+    })?;
+    for words in ["feature 1", "written", "bounced"] {
+        guest.expect(words)?;
+    }
+    guest.powers_off()?;
+    let expected = b"first\n".repeat((1 << 20) / 6 + 1);
+    ensure!(std::fs::read(image.path())?[..1 << 20] == expected[..1 << 20], "the disk is not as written");
+    Ok(())
+}
 
 fn disks(isolation: Isolation) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;

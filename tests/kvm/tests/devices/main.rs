@@ -1,6 +1,7 @@
 //! Devices, as Debian's kernel finds and uses them.
 
 mod balloon;
+mod clock;
 mod console;
 mod disk;
 mod entropy;
@@ -18,11 +19,19 @@ type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials =
-        [balloon::TESTS, console::TESTS, disk::TESTS, entropy::TESTS, network::TESTS, power::TESTS, sockets::TESTS]
-            .into_iter()
-            .flatten()
-            .map(|(name, test)| trial(name, *test))
-            .collect();
+    let trials = [
+        balloon::TESTS,
+        clock::TESTS,
+        console::TESTS,
+        disk::TESTS,
+        entropy::TESTS,
+        network::TESTS,
+        power::TESTS,
+        sockets::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .map(|(name, test)| trial(name, *test))
+    .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -3,6 +3,7 @@
 //! Each test boots a guest that does as it is told ([`HostileGuest`]) and looks at three things: what the guest sees, what
 //! the VMM's shared memory holds when it is read from outside, and what the VMM counts.
 
+mod all_devices;
 mod announcements;
 mod contents;
 mod devices;
@@ -48,7 +49,8 @@ fn main() -> ExitCode {
         reset::TESTS,
         devices::TESTS,
     ];
-    let trials = tests.into_iter().flatten().map(|(name, test)| trial(name, *test)).collect();
+    let tests = tests.into_iter().chain(all_devices::TESTS.iter().copied());
+    let trials = tests.flatten().map(|(name, test)| trial(name, *test)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -65,6 +65,7 @@ impl Bed {
             command_line: processors.to_string(),
             memory: MemoryConfig { size: 64 << 20, unmappable: None, window: 0 },
             isolation: Some(isolation),
+            access_platform: None,
             conversions: Policy::default(),
             serial: SerialConfig::File(screen.clone()),
             cpus: CpusConfig { boot: processors },

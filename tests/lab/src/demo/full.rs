@@ -64,7 +64,8 @@ pub fn record(path: &Path, options: &Options) -> Result<()> {
 /// Has the guest's devices timed instead, so often; the times go to a file as JSON.
 pub fn record_io(path: &Path, rounds: u32, options: &Options) -> Result<()> {
     let rounds = ["--rounds".into(), rounds.to_string().into()];
-    let result = inside("io", &rounds, TIMES, None, DEFAULT_FULL_MEMORY, options)?;
+    // Three guests live at the same time.
+    let result = inside("io", &rounds, TIMES, None, "512M", options)?;
     let times = result.map_err(|status| anyhow!("the guests of the nested host failed: exit status {status}"))?;
     fs::write(path, times).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -34,7 +34,7 @@ pub enum Isolation {
 
 impl Isolation {
     /// Its name on umbra's command line.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Software => "software",
             Self::None => "none",

@@ -41,6 +41,7 @@ impl TryFrom<&VmConfig> for to::VmConfig {
             cpus: cpus.map_err(|error| error.inside("cpus"))?,
             memory: memory.map_err(|error| error.inside("memory"))?,
             isolation: isolation.map_err(|error| error.inside("platform"))?,
+            access_platform: from.platform.as_ref().and_then(|platform| platform.access_platform),
             conversions: conversions.map_err(|error| error.inside("conversions"))?,
             serial: one("serial", from.serial.as_ref())?.unwrap_or(to::SerialConfig::Null),
             console: one("console", from.console.as_ref())?.unwrap_or(to::ConsoleConfig::Off),

@@ -310,6 +310,10 @@ pub struct PlatformConfig {
     /// What makes memory unmappable. Umbra's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub isolation: Option<IsolationName>,
+    /// Whether virtio devices offer VIRTIO_F_ACCESS_PLATFORM; by default where memory is unmappable, which needs it. Umbra's
+    /// own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_platform: Option<bool>,
     /// One, or refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_pci_segments: Option<u16>,

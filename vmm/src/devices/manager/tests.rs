@@ -53,11 +53,11 @@ impl VirtioDevice for Probe {
 }
 
 fn manager() -> (Arc<ModelVm>, Arc<DeviceManager>) {
-    let (vm, manager, _) = manager_of(true);
+    let (vm, manager, _) = manager_of(AccessPlatform::Required);
     (vm, manager)
 }
 
-fn manager_of(access_platform: bool) -> (Arc<ModelVm>, Arc<DeviceManager>, Arc<GuestRam>) {
+fn manager_of(access_platform: AccessPlatform) -> (Arc<ModelVm>, Arc<DeviceManager>, Arc<GuestRam>) {
     let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
     vm.create_irqchip().unwrap();
     let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
@@ -155,11 +155,11 @@ fn errors_say_what_is_wrong_and_take_nothing() {
 #[test]
 fn a_balloon_is_set_where_there_is_one_and_there_is_none_where_memory_is_unmappable() {
     let config = BalloonConfig { size: 0, deflate_on_oom: false, free_page_reporting: true };
-    let (_vm, manager, ram) = manager_of(true);
+    let (_vm, manager, ram) = manager_of(AccessPlatform::Required);
     let error = manager.add_balloon(&config, ram).unwrap_err().to_string();
     assert!(error.contains("unmappable") && error.contains("isolation=none"), "{error}");
     assert!(matches!(manager.set_balloon(0), Err(Error::NoBalloon)) && manager.list().is_empty());
-    let (_vm, manager, ram) = manager_of(false);
+    let (_vm, manager, ram) = manager_of(AccessPlatform::Offered);
     manager.add_balloon(&config, ram).unwrap();
     manager.set_balloon(1 << 20).unwrap();
     assert_eq!(manager.balloon().as_ref().unwrap().1.target(), 1 << 20);

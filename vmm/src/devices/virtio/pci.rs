@@ -78,8 +78,20 @@ pub struct Platform {
     pub lines: Arc<MsiLines>,
     /// Guest memory as devices may see it.
     pub memory: Arc<DeviceMemory>,
-    /// Whether drivers have to accept [`ACCESS_PLATFORM`].
-    pub access_platform: bool,
+    /// What drivers are told of where devices get at memory.
+    pub access_platform: AccessPlatform,
+}
+
+/// What drivers are told of [`ACCESS_PLATFORM`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessPlatform {
+    /// Nothing: devices get at all memory, by its own addresses.
+    Off,
+    /// They may accept it, and then see to it themselves that devices get at what they are told of. A driver that does not
+    /// know it works as with [`AccessPlatform::Off`].
+    Offered,
+    /// A driver that does not accept it can't work.
+    Required,
 }
 
 /// A virtio device as a function of the bus.
@@ -111,8 +123,13 @@ impl VirtioPci {
         }
         let queues = sizes.len() as u16;
         let msix = Msix::new(&platform.lines, queues + 1)?;
-        let required = VERSION_1 | if platform.access_platform { ACCESS_PLATFORM } else { 0 };
-        let offered = device.features() | required | RING_INDIRECT_DESC | RING_EVENT_IDX;
+        let (access_offered, access_required) = match platform.access_platform {
+            AccessPlatform::Off => (0, 0),
+            AccessPlatform::Offered => (ACCESS_PLATFORM, 0),
+            AccessPlatform::Required => (ACCESS_PLATFORM, ACCESS_PLATFORM),
+        };
+        let required = VERSION_1 | access_required;
+        let offered = device.features() | required | access_offered | RING_INDIRECT_DESC | RING_EVENT_IDX;
         let (config, places) = capabilities::config_space(device.device_type(), queues, base);
         let interrupts = Arc::new(Interrupts::new(msix.clone(), queues));
         let common = Common::new(offered, required, &sizes);

@@ -21,6 +21,28 @@ pub const WINDOW: u64 = 16 << 20;
 /// The guest's address on vsock.
 const CID: u32 = 3;
 
+/// A kind of machine.
+#[derive(Debug)]
+pub struct Kind {
+    /// What to call it.
+    pub name: &'static str,
+    /// What makes its memory unmappable.
+    pub isolation: Isolation,
+    /// How many processors it has.
+    pub processors: u8,
+    /// What is behind the isolation in `--platform`.
+    pub platform: &'static str,
+    /// What is behind the kernel's command line.
+    pub command_line: &'static str,
+}
+
+impl Kind {
+    /// With this isolation, and called after it.
+    pub const fn of(isolation: Isolation, processors: u8) -> Self {
+        Self { name: isolation.name(), isolation, processors, platform: "", command_line: "" }
+    }
+}
+
 /// A running machine.
 pub struct Vm<'a> {
     /// The umbra process.
@@ -42,6 +64,12 @@ pub struct Vm<'a> {
 impl<'a> Vm<'a> {
     /// Starts umbra.
     pub fn start(args: &'a Args, isolation: Isolation, processors: u8, seed: String) -> Result<Self> {
+        Self::start_kind(args, &Kind::of(isolation, processors), seed)
+    }
+
+    /// Starts umbra, for this kind of machine.
+    pub fn start_kind(args: &'a Args, kind: &Kind, seed: String) -> Result<Self> {
+        let Kind { name, isolation, processors, platform, command_line: more } = *kind;
         // Paths of sockets must be short.
         let folder = tempfile::Builder::new().prefix("demo-").tempdir().context("cannot make a temporary folder")?;
         let root = folder.path().join("disk");
@@ -50,16 +78,16 @@ impl<'a> Vm<'a> {
         let mut command = Command::new(&args.plan.umbra);
         command.arg("run").arg("--api-socket").arg(&socket);
         command.arg("--kernel").arg(&args.plan.kernel).arg("--initramfs").arg(&args.plan.initramfs);
-        command.arg("--cmdline").arg(command_line(&seed, args.plan.show_console));
+        command.arg("--cmdline").arg(command_line(&seed, args.plan.show_console) + more);
         command.arg("--memory").arg(memory(&args.plan.memory, isolation));
-        command.arg("--platform").arg(format!("isolation={}", isolation.name()));
+        command.arg("--platform").arg(format!("isolation={}{platform}", isolation.name()));
         command.arg("--cpus").arg(format!("boot={processors}"));
         command.args(["--serial", "tty"]);
         command.arg("--disk").arg(with_path("path=", &root));
         command.arg("--net").arg(format!("tap={TAP},mac={MAC}"));
         command.arg("--vsock").arg(with_path(&format!("cid={CID},socket="), &folder.path().join("vsock")));
-        let group = Group::create(&format!("umbra-demo-{}", isolation.name()))?;
-        let events = args.plan.folder.join(format!("events-{}", isolation.name()));
+        let group = Group::create(&format!("umbra-demo-{name}"))?;
+        let events = args.plan.folder.join(format!("events-{name}"));
         let guest = group.within(|| Guest::launch(command, events, args.plan.show_console))?;
         Ok(Self {
             guest,

@@ -1,7 +1,7 @@
 //! The network of the full demonstration: a namespace with a tap, and addresses at both of its ends.
 //!
-//! The namespace is that of the whole process, which starts as its own; with its last process it is gone, and so is all that
-//! was set up in it.
+//! The namespace is that of the thread which enters it, and of the threads and processes that it starts; with the last of them
+//! it is gone, and so is all that was set up in it.
 
 use std::process::{Command, Stdio};
 
@@ -17,11 +17,11 @@ pub const GUEST: &str = "10.77.0.2";
 /// The guest's hardware address: one that is administered locally.
 pub const MAC: &str = "02:00:00:00:00:4d";
 
-/// Moves this process into a network namespace of its own, and makes the tap there. To be called before threads start.
+/// Moves this thread, and those that it starts from now on, into a network namespace of its own, and makes the tap there.
 #[expect(unsafe_code, reason = "unsharing can leave threads of one process in different namespaces")]
 pub fn enter() -> Result<()> {
     // SAFETY: no flag but that of the network namespace is given, so descriptors, memory and file systems stay shared as
-    // they are; a thread that existed already would only stay in the old namespace.
+    // they are; threads that exist already only stay in the old namespace.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
         .context("cannot make a network namespace (it takes root on the machine that runs the guest)")?;
     let address = format!("{HOST}/24");

@@ -71,16 +71,20 @@ impl Peer {
         })
     }
 
-    /// In a thread, so often: sends `bytes`, receives as many, and answers with one.
-    pub fn serve(self, bytes: u64, rounds: u64) -> JoinHandle<Result<()>> {
+    /// In a thread, what the guest's first byte asks for: `i` sends `bytes`; `o` receives as many, and answers with one.
+    pub fn serve(self, bytes: u64) -> JoinHandle<Result<()>> {
         std::thread::spawn(move || {
             let mut stream = self.accept()?;
-            for _ in 0..rounds {
-                copy_exactly(&mut std::io::repeat(0), &mut stream, bytes).context("cannot send to the guest")?;
-                copy_exactly(&mut stream, &mut std::io::sink(), bytes).context("cannot receive from the guest")?;
-                stream.write_all(&[1]).context("cannot send to the guest")?;
+            let mut asked = [0];
+            stream.read_exact(&mut asked).context("the guest does not ask")?;
+            match &asked {
+                b"i" => copy_exactly(&mut std::io::repeat(0), &mut stream, bytes).context("cannot send to the guest"),
+                b"o" => {
+                    copy_exactly(&mut stream, &mut std::io::sink(), bytes).context("cannot receive from the guest")?;
+                    stream.write_all(&[1]).context("cannot send to the guest")
+                }
+                other => bail!("the guest asks for {other:?}"),
             }
-            Ok(())
         })
     }
 

@@ -38,12 +38,17 @@ impl Service for Control {
         let Self { ring, view, tap, features, pairs, wake, counters } = self;
         ring.serve(view, sources, |mut chain| {
             // The command may take its time, so the byte is let go of meanwhile.
-            let acknowledge = chain.writable.take_last_byte().filter(|byte| byte.guard(view).is_ok());
-            let Some(acknowledge) = acknowledge else {
+            let Some(acknowledge) = chain.writable.take_last_byte() else {
                 counters.failed.add(1);
                 return 0;
             };
-            let done = command(view, &chain).is_some_and(|command| obey(&command, tap, *features, *pairs, wake));
+            if acknowledge.guard(view).is_err() {
+                counters.failed.add(1);
+                counters.refused.add(1);
+                return 0;
+            }
+            let command = command(view, &chain, counters);
+            let done = command.is_some_and(|command| obey(&command, tap, *features, *pairs, wake));
             if !done {
                 counters.failed.add(1);
             }
@@ -54,13 +59,14 @@ impl Service for Control {
     }
 }
 
-fn command(view: &DeviceView, chain: &Chain) -> Option<Vec<u8>> {
+fn command(view: &DeviceView, chain: &Chain, counters: &Counters) -> Option<Vec<u8>> {
     let size = usize::try_from(chain.readable.size()).ok()?;
     if !chain.whole || size > MAX_COMMAND {
         return None;
     }
     let mut bytes = vec![0; size];
-    chain.readable.guard(view).ok()?.copy_out(&mut bytes);
+    let mut buffers = chain.readable.guard(view).inspect_err(|_| counters.refused.add(1)).ok()?;
+    buffers.copy_out(&mut bytes);
     Some(bytes)
 }
 

@@ -78,13 +78,17 @@ struct World {
 }
 
 fn world() -> World {
+    world_with(AccessPlatform::Required)
+}
+
+fn world_with(access_platform: AccessPlatform) -> World {
     let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
     vm.create_irqchip().unwrap();
     let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
     let ram = GuestRam::new(vm.clone(), layout, RamOptions::default()).unwrap();
     let seen = Arc::new(Seen::default());
     let (lines, memory) = (MsiLines::new(vm.clone()), ram.devices().clone());
-    let platform = Platform { vm: vm.clone(), lines, memory, access_platform: true };
+    let platform = Platform { vm: vm.clone(), lines, memory, access_platform };
     let mut function = VirtioPci::new("probe", Box::new(Probe(seen.clone(), [1, 2, 3, 4])), platform, BASE).unwrap();
     function.write_config(COMMAND, &[6, 0]);
     let world = World { vm, ram, seen, function };
@@ -171,6 +175,17 @@ fn the_driver_must_accept_what_the_platform_needs_and_nothing_unknown() {
     assert!(world.accept(all));
     world.write(12, 4, 0);
     assert_eq!(world.read(12, 4), all >> 32);
+}
+
+#[test]
+fn a_driver_may_do_without_what_is_only_offered() {
+    for (access_platform, is_offered) in [(AccessPlatform::Offered, true), (AccessPlatform::Off, false)] {
+        let mut world = world_with(access_platform);
+        world.write(0, 4, 1);
+        assert_eq!(world.read(4, 4) << 32 & ACCESS_PLATFORM != 0, is_offered);
+        assert!(world.accept(VERSION_1), "{access_platform:?}");
+        assert_eq!(world.accept(VERSION_1 | ACCESS_PLATFORM), is_offered, "{access_platform:?}");
+    }
 }
 
 #[test]

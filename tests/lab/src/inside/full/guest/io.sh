@@ -1,31 +1,31 @@
-# io.sh FILE HOST PORT MIB ROUNDS: times MIB of each kind of transfer, in nanoseconds, as words of the form kind=time.
-# copy is what copying them once in memory takes.
+# io.sh WHAT FILE DATA HOST PORT MIB: makes one transfer of MIB and says how many nanoseconds it took. `prepare` makes FILE, on the
+# disk, and DATA, in memory, and says nothing; `bounced` says the most slots of its swiotlb that the guest has used at a time.
 set -eu -o pipefail
-file=$1 host=$2 port=$3 mib=$4 rounds=$5
-data=$(mktemp -p /dev/shm)
-trap 'rm -f "$data" "$file"' EXIT
-head -c "${mib}M" /dev/urandom >"$data"
-now() { date +%s%N; }
-timed() {
-    local kind=$1 start
-    shift
-    start=$(now)
-    "$@"
-    echo "$kind=$(($(now) - start))"
+what=$1 file=$2 data=$3 host=$4 port=$5 mib=$6
+prepare() {
+    head -c "${mib}M" /dev/urandom >"$data"
+    disk_write
 }
-copy() { dd if="$data" of=/dev/null bs=1M status=none; }
+bounced() { cat /sys/kernel/debug/swiotlb/io_tlb_used_hiwater 2>/dev/null || echo 0; }
 disk_write() { dd if="$data" of="$file" bs=1M oflag=direct conv=notrunc,fsync status=none; }
 disk_read() { dd if="$file" of=/dev/null bs=1M iflag=direct status=none; }
-network_in() { head -c "${mib}M" <&3 >/dev/null; }
+# The host does what the first byte asks for.
+network_in() {
+    printf i >&3
+    head -c "${mib}M" <&3 >/dev/null
+}
 network_out() {
+    printf o >&3
     cat "$data" >&3
     head -c 1 <&3 >/dev/null # it has all arrived
 }
-exec 3<>"/dev/tcp/$host/$port"
-disk_write # makes the file
-while [ "$rounds" -gt 0 ]; do
-    for kind in copy disk_write disk_read network_in network_out; do
-        timed $kind $kind
-    done
-    rounds=$((rounds - 1))
-done
+case $what in
+prepare | bounced)
+    $what
+    exit
+    ;;
+network_*) exec 3<>"/dev/tcp/$host/$port" ;;
+esac
+start=$(date +%s%N)
+$what
+echo $(($(date +%s%N) - start))
