@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(100);
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Waits until no other test has a machine.
-pub fn alone() -> MutexGuard<'static, ()> {
+fn alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

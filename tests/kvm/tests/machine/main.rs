@@ -1,9 +1,8 @@
 //! The `vmm` crate's machine on real KVM, steered from inside its own process, with a guest whose processors all work at
-//! once ([`kvm_tests::swarm`]), and with Debian's kernel on several of them.
+//! once ([`kvm_tests::swarm`]).
 
 mod bed;
 mod life;
-mod linux;
 mod pause;
 mod processors;
 
@@ -19,7 +18,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     // Warnings of machines, which tell why one ended.
     tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).init();
-    let tests = [processors::TESTS, pause::TESTS, life::TESTS, linux::TESTS];
+    let tests = [processors::TESTS, pause::TESTS, life::TESTS];
     let trials = tests.into_iter().flatten().map(|(name, test)| trial(name, *test)).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

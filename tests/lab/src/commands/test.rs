@@ -166,7 +166,7 @@ fn run_program(
 
 /// Programs whose guests are whole systems. One emulating thread is too slow for these and for what works for them outside of
 /// the guest, so they get a thread for each processor, and run one after the other.
-const BOOTS_LINUX: [&str; 3] = ["client", "devices", "machine"];
+const BOOTS_LINUX: [&str; 3] = ["client", "devices", "several_processors"];
 
 /// Runs "$1" with the arguments after it in its package's folder, as cargo does, copies its output to the file "$0", and
 /// ends as it did.

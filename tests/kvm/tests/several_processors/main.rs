@@ -1,19 +1,24 @@
-//! Debian's kernel on several processors.
+//! Debian's kernel on several processors. Apart from the tests of `machine`, since it needs a lab with a thread for each
+//! emulated processor, and those do not.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use arch::x86_64::Isolation;
 use kvm_tests::expect;
 use kvm_tests::linux::machine::{Boot, Linux};
+use kvm_tests::trial::trial;
+use libtest_mimic::Arguments;
 
-use crate::Test;
-use crate::bed::alone;
-
-pub const TESTS: &[Test] = &[
-    ("linux_has_four_processors", || has(Isolation::None, 4)),
-    ("linux_in_unmappable_memory_has_two_processors", || has(Isolation::Software, 2)),
-];
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = vec![
+        trial("linux_has_four_processors", || has(Isolation::None, 4)),
+        trial("linux_in_unmappable_memory_has_two_processors", || has(Isolation::Software, 2)),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
 
 /// Which processors are online, a program on each of them, and then the clock, again and again.
 const SCRIPT: &str = r#"
@@ -31,7 +36,6 @@ done
 const PAUSE: Duration = Duration::from_secs(5);
 
 fn has(isolation: Isolation, processors: u8) -> anyhow::Result<()> {
-    let _alone = alone();
     let boot = Boot { isolation, modules: &[], script: SCRIPT };
     let mut guest = Linux::boot(&boot, |config| config.cpus.boot = processors)?;
     guest.expect(&format!("online 0-{}", processors - 1))?;
