@@ -37,11 +37,16 @@ fn ctl() -> anyhow::Result<()> {
     let config = bed.folder.path().join("config.json");
     std::fs::write(&config, bed.config().to_string())?;
     let failed = run(&socket, &["boot"])?;
-    ensure!(failed.status.code() == Some(1) && failed.stderr.contains("create one with vm.create"), "{failed:?}");
+    ensure!(
+        failed.status.code() == Some(1) && failed.stderr.contains("create one with umbra ctl create"),
+        "{failed:?}"
+    );
     does(&["create", &config.to_string_lossy()])?;
     does(&["boot"])?;
     bed.comes_up(1)?;
-    ensure!(does(&["info"])?.contains("state       Running"));
+    let info = does(&["info"])?;
+    // The configuration leaves the isolation open.
+    ensure!(info.contains("state       Running") && info.contains("isolation   software"), "{info}");
     ensure!(serde_json::from_str::<Value>(&does(&["info", "--json"])?)?["state"] == "Running");
     let map = does(&["memory", "map"])?;
     ensure!(map.contains("private (window)") && !map.contains('\x1b'), "{map}");

@@ -79,16 +79,15 @@ fn initramfs() -> anyhow::Result<()> {
     )?;
     let large = sparse_file(&umbra, 48 << 20)?;
     let arguments = ["--memory", "size=64M", "--initramfs", &large];
-    let size = (48u32 << 20).to_string();
-    umbra.rejects(&mut umbra.run(&arguments), 1, &["initramfs", &size, "more memory or a smaller initramfs"])
+    umbra.rejects(&mut umbra.run(&arguments), 1, &["initramfs", "48 MiB", "more memory or a smaller initramfs"])
 }
 
 fn endless_files() -> anyhow::Result<()> {
     require_caps(&[])?;
     let umbra = Umbra::new()?;
     let larger_than_ram = sparse_file(&umbra, 1 << 40)?;
-    let size = (64u32 << 20).to_string();
-    for (initramfs, words) in [("/dev/zero", ["no regular file"; 2]), (&larger_than_ram, [&size, "pass a smaller"])] {
+    for (initramfs, words) in [("/dev/zero", ["no regular file"; 2]), (&larger_than_ram, ["64 MiB", "pass a smaller"])]
+    {
         let arguments = ["--memory", "size=64M", "--initramfs", initramfs];
         umbra.rejects(&mut umbra.run(&arguments), 1, &["initramfs", initramfs, words[0], words[1]])?;
     }

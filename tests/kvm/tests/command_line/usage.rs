@@ -34,7 +34,7 @@ fn unknown() -> anyhow::Result<()> {
 
 fn values() -> anyhow::Result<()> {
     let umbra = Umbra::new()?;
-    let cases: [(&str, &str, &[&str]); 22] = [
+    let cases: [(&str, &str, &[&str]); 25] = [
         ("--memory", "size=1G,colour=red", &["colour", "size", "unmappable"]),
         ("--memory", "1G", &["1G", "key=value"]),
         ("--memory", "", &["key=value"]),
@@ -51,6 +51,9 @@ fn values() -> anyhow::Result<()> {
         ("--cpus", "boot=256", &["boot=256", "1 to 255 processors"]),
         ("--cpus", "boot=many", &["many"]),
         ("--cpus", "sockets=1", &["sockets", "boot", "max"]),
+        ("--cpus", "boot=2,max=4", &["max", "no processors are added later"]),
+        ("--memory", "size=1G,hotplug_size=1G", &["hotplug_size", "memory does not grow"]),
+        ("--memory", "size=1G,unmapable=on", &["unmapable", "did you mean", "unmappable"]),
         ("--serial", "pty", &["pty", "tty", "null", "file=PATH"]),
         ("--serial", "file=", &["file=", "file=PATH"]),
         ("--platform", "isolation=magic", &["magic", "none", "software", "auto"]),
