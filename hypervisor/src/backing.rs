@@ -143,7 +143,8 @@ pub struct GuestMemfd {
 
 impl GuestMemfd {
     /// Takes over a guest_memfd of `size` bytes, as KVM_CREATE_GUEST_MEMFD returns it, and makes it close on exec, which the
-    /// kernel does not. For implementations of [`crate::Vm`] elsewhere; others have [`crate::Vm::create_guest_memfd`].
+    /// kernel does not. For implementations of [`crate::Vm`] elsewhere; others have [`crate::Vm::create_guest_memfd`]. That no
+    /// process can map it, who calls this promises: it isn't asked.
     ///
     /// # Errors
     /// The descriptor does not take the flag.

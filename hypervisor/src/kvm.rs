@@ -12,7 +12,7 @@ mod vcpu;
 mod vm;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -68,9 +68,9 @@ impl KvmHypervisor {
     /// No descriptor is left.
     ///
     /// # Safety
-    /// `vm` is a VM of this host's KVM, of type `vm_type`. No vCPU of it that was made elsewhere runs once the returned VM is
-    /// dropped: that unmaps what its memory slots show to the guest. Slots that are used through the returned VM are used in no
-    /// other way.
+    /// `vm` is a VM of this host's KVM, of type `vm_type`. No vCPU of it that was made elsewhere runs once the last clone of the
+    /// returned VM is dropped, that of a `GuestRam` included: that unmaps what its memory slots show to the guest. Slots that
+    /// are used through the returned VM are used in no other way: one that is in use already would be changed.
     #[expect(unsafe_code, reason = "only the caller knows what runs on the VM")]
     pub unsafe fn adopt(&self, vm: &impl AsRawFd, vm_type: VmType) -> Result<Arc<dyn Vm>> {
         // SAFETY: it is a VM's, by this function's own contract, and open for as long as `vm` is borrowed.
@@ -78,8 +78,10 @@ impl KvmHypervisor {
         let failed = |source| Error::Failed { operation: "take over", subject: "a VM".into(), source };
         let own = theirs.try_clone_to_owned().map_err(failed)?;
         // SAFETY: nobody else has this one, and it is a VM's.
-        let fd = unsafe { self.kvm.create_vmfd_from_rawfd(own.into_raw_fd()) }
-            .map_err(Error::failed("take over", "a VM"))?;
+        let fd =
+            unsafe { self.kvm.create_vmfd_from_rawfd(own.as_raw_fd()) }.map_err(Error::failed("take over", "a VM"))?;
+        // It is `fd`'s now.
+        std::mem::forget(own);
         Ok(Arc::new(vm::KvmVm::new(fd, vm_type, self.injected.clone())))
     }
 

@@ -4,8 +4,9 @@
 //! nothing else of the machine has. A device gets no guest memory from here: one that needs some keeps a view that it is given
 //! when it is made ([`Machine::memory`]), and so finds private pages closed, as the machine's own devices do.
 //!
-//! Guarantees: a device is called with accesses that lie in its place, all of them, and with no others. Cost: a look through the
-//! list of these devices for each exit that no device of the machine's own takes.
+//! Guarantees: a device is called with all accesses that begin in its place, and with no others; those to addresses end there,
+//! too. It is gone when the machine has ended, though handles of that may be left. Cost: a look through the list of these
+//! devices for each access to addresses without RAM, and for each to a port that no device of the machine's own takes.
 
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
@@ -27,8 +28,11 @@ use crate::Machine;
 /// A device of the embedder's. Its methods run on the threads of vCPUs, of one at a time, and hold these up for as long as they
 /// take: a pause and the end of the machine wait for them. Threads of its own are its own to stop.
 pub trait CustomDevice: Send {
-    /// The guest reads at this offset in the device's place. `data` holds all ones. On ports, a string instruction's accesses
-    /// come at once, one after the other in `data`.
+    /// The guest reads at this offset in the device's place. `data` holds all ones.
+    ///
+    /// The guest chooses how wide an access is. On ports it may begin at the last one and be four bytes wide, and a string
+    /// instruction's accesses come at once, one after the other in `data`: don't take `offset + data.len()` for a place that
+    /// there is.
     fn read(&mut self, offset: u64, data: &mut [u8]);
 
     /// The guest writes at this offset in the device's place.
@@ -48,7 +52,8 @@ struct Places(Vec<Placed>);
 
 struct Placed {
     place: Range<u64>,
-    device: Mutex<Box<dyn CustomDevice>>,
+    /// None once the machine has ended.
+    device: Mutex<Option<Box<dyn CustomDevice>>>,
 }
 
 /// Places that are taken, and by what.
@@ -114,6 +119,12 @@ impl CustomDevices {
         self.memory.add(range.start()..range.end(), format_args!("addresses {range}"), &taken, device)
     }
 
+    /// Drops all of them: the machine has ended.
+    pub(crate) fn end(&self) {
+        self.ports.end();
+        self.memory.end();
+    }
+
     /// The guest reads ports that nothing of the machine's own has.
     pub(super) fn read_port(&self, port: u16, data: &mut [u8]) {
         self.ports.with(port.into(), 1, |device, offset| device.read(offset, data));
@@ -154,7 +165,7 @@ impl Places {
         if self.0.iter().any(|other| meets(&other.place)) {
             return refused("a device that was added before has some of them: choose others".into());
         }
-        self.0.push(Placed { place, device: Mutex::new(device) });
+        self.0.push(Placed { place, device: Mutex::new(Some(device)) });
         Ok(())
     }
 
@@ -164,8 +175,19 @@ impl Places {
         let found = self.0.iter().find(|found| found.place.start <= start && end <= found.place.end);
         let Some(Placed { place, device }) = found else { return false };
         // One that panicked is as it was left; nothing here depends on it.
-        access(&mut **device.lock().unwrap_or_else(PoisonError::into_inner), start - place.start);
+        match &mut *device.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(device) => access(&mut **device, start - place.start),
+            None => return false,
+        }
         true
+    }
+
+    fn end(&self) {
+        for Placed { device, .. } in &self.0 {
+            // Dropped without the lock: it may take its time.
+            let gone = device.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(gone);
+        }
     }
 }
 
@@ -221,6 +243,26 @@ mod tests {
         }
         assert_eq!(*port.0.lock().unwrap(), [(0, vec![0x10]), (3, vec![0x13]), (0, vec![0xff])]);
         assert_eq!(memory.0.lock().unwrap().iter().map(|note| note.0).collect::<Vec<_>>(), [0, 7, 0xffc]);
+    }
+
+    #[test]
+    fn an_access_to_ports_may_be_wider_than_what_is_left_of_them() {
+        let (notes, mut devices) = (Notes::default(), CustomDevices::default());
+        devices.add_ports(0x510..=0x513, Box::new(notes.clone())).unwrap();
+        devices.write_port(0x513, &[1, 2, 3, 4]);
+        assert_eq!(*notes.0.lock().unwrap(), [(3, vec![1, 2, 3, 4])]);
+    }
+
+    #[test]
+    fn devices_are_gone_when_the_machine_has_ended() {
+        let (notes, mut devices) = (Notes::default(), CustomDevices::default());
+        devices.add_ports(0x510..=0x510, Box::new(notes.clone())).unwrap();
+        devices.add_memory(GpaRange::new(0xfed4_0000, 4096).unwrap(), &software(), Box::new(notes.clone())).unwrap();
+        assert_eq!(Arc::strong_count(&notes.0), 3);
+        devices.end();
+        assert_eq!(Arc::strong_count(&notes.0), 1);
+        devices.write_port(0x510, &[1]);
+        assert!(!devices.write_memory(0xfed4_0000, &[1]));
     }
 
     #[test]

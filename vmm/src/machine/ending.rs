@@ -24,6 +24,7 @@ impl Drop for Ending {
         self.control.helpers().end();
         self.ram.end_conversions();
         self.devices.manager.end();
+        self.devices.custom.end();
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Users who may not use the API are told so once, with 403, and cost little: none of the places of those who may, nothing of
 //! their request but its headers is looked at, all of it has [`STRANGER_TIMEOUT`], and no more than [`STRANGERS`] are answered at
-//! a time. Others of theirs are closed without a word.
+//! a time. Others of theirs are closed without a word, to them or in the log.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -44,8 +44,8 @@ pub(super) async fn serve(
     if !peer.as_ref().is_ok_and(|uid| may_ask(*uid, owner)) {
         drop(permit);
         let who = peer.map_or("nobody in particular".into(), |uid| format!("user {uid}"));
-        tracing::warn!("refused a connection of {who}: only user {owner} and root may use the API");
         let Ok(_turn) = strangers.try_acquire_owned() else { return };
+        tracing::warn!("refused a connection of {who}: only user {owner} and root may use the API");
         let refusal = ApiError::new(
             StatusCode::FORBIDDEN,
             format!(
