@@ -38,9 +38,9 @@ use task::{Fault, Reply, Task};
 pub use image::{vmlinux, vmlinux_for};
 pub use program::MAP_GPA_RANGE;
 
-/// How long a guest may live, from the start of `umbra` to its end. Most need less than two seconds, unless
-/// much else runs.
-const LIFE: Duration = Duration::from_secs(150);
+/// How long a guest may live, from the start of `umbra` to its end. Most need less than two seconds and some half a minute,
+/// unless much else runs.
+const LIFE: Duration = Duration::from_secs(300);
 
 /// Vector of a general protection fault.
 const GENERAL_PROTECTION: u64 = 13;

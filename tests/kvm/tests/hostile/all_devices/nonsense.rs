@@ -83,8 +83,10 @@ fn nonsense(kind: Kind, queue: usize) -> anyhow::Result<()> {
     let mut bed = Bed::new()?;
     let receives = queue != kind.asks_on();
     let mut device = bed.starts(kind, WITH_INDIRECT)?;
-    for (what, case) in cases(bed.data.start(), queue) {
-        let before = troubles(&bed, kind)?;
+    let mut before = troubles(&bed, kind)?;
+    // Tables are taken apart in the same way for all queues of a device.
+    let is_of_use = |case: &Case| !(receives && matches!(case, Case::Table(..)));
+    for (what, case) in cases(bed.data.start(), queue).filter(|(_, case)| is_of_use(case)) {
         let used = make(&mut bed, kind, queue, &mut device, &case)?;
         let mut uses = false;
         bed.waits_for(kind, |bed| {
@@ -102,7 +104,8 @@ fn nonsense(kind: Kind, queue: usize) -> anyhow::Result<()> {
         } else {
             bed.works(kind, &mut device)?;
         }
-        let seen = troubles(&bed, kind)? - before;
+        let now = troubles(&bed, kind)?;
+        let seen = now - std::mem::replace(&mut before, now);
         ensure!(seen <= MOST, "{} noticed {seen} faults and failures with {what}", kind.id);
     }
     bed.nothing_moved()?;
