@@ -9,6 +9,7 @@
 //! | `build` | from a configuration to a machine that is ready to run |
 //! | `handle` | steering it from any thread: pause, resume, reset, stop |
 //! | `launch_window` | what the guest of an isolation copies into its private memory first |
+//! | `population` | private memory that the guest is about to touch |
 //! | `control` | what its threads are told, and how they are reached |
 //! | `processors` | the vCPUs' threads |
 //! | `starts` | processors that the guest wakes, and the copy of low memory that they need |
@@ -25,6 +26,7 @@ mod ending;
 mod handle;
 mod helpers;
 mod launch_window;
+mod population;
 mod processors;
 mod signal;
 mod starts;
@@ -47,6 +49,7 @@ use crate::vcpu::{Phase, VcpuContext};
 use crate::{Error, Result};
 use ending::Ending;
 use handle::Transitions;
+use population::Population;
 use processors::Processors;
 
 pub(crate) use control::{Control, Order};
@@ -75,6 +78,7 @@ pub struct Machine {
     /// Whether standard input goes to the guest.
     terminal: bool,
     window: Option<LaunchWindow>,
+    population: Option<Population>,
     vm: Arc<dyn Vm>,
 }
 
@@ -131,7 +135,7 @@ impl Machine {
     /// # Errors
     /// A vCPU that can't go on.
     pub fn run(self, events: &EventMonitor, started: impl FnOnce(MachineHandle)) -> Result<Stop> {
-        let Self { isolation, vcpus, ram, devices, control, terminal, mut window, vm } = self;
+        let Self { isolation, vcpus, ram, devices, control, terminal, mut window, population, vm } = self;
         let devices = Arc::new(devices);
         let enter = || RawTerminal::enter().map_err(Error::system("make the terminal raw"));
         let terminal = terminal.then(enter).transpose()?;
@@ -170,6 +174,7 @@ impl Machine {
 
         wait_for_end(&control, &starts, &ram);
         processors.join();
+        drop(population);
         drop(ending);
         let result = control.take_outcome();
         drop(terminal);

@@ -10,6 +10,7 @@
 //! | [`conversion`] | the steps of a conversion, their undo, policy, listeners |
 //! | [`discards`] | giving back the memory of the side that pages have left |
 //! | `interruption` | cutting waits short when the machine pauses or ends |
+//! | `populate` | private memory that the guest is about to touch |
 //! | `open_copies` | what the guest leaves in shared memory that is always open |
 //! | `ledger` | what changes under one lock |
 //! | `lent` | pages that KVM itself writes to |
@@ -33,6 +34,7 @@ mod interruption;
 mod ledger;
 mod lent;
 mod open_copies;
+mod populate;
 mod reclaim;
 mod statistics;
 

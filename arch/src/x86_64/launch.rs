@@ -19,6 +19,7 @@
 pub mod parking;
 mod sparse;
 mod stub;
+mod touched;
 
 use std::borrow::Cow;
 
@@ -65,21 +66,10 @@ pub struct Launch<'a> {
 pub struct Window {
     /// The window. What belongs at an address of RAM lies so far behind its start.
     pub range: GpaRange,
-    /// Private memory that Linux touches until its init, all of it and whatever the guest does: what is copied to, the
-    /// kernel's data, and the memory below the initramfs, which it takes first, from the top down, most of it for bounce buffers
-    /// that it fills with zeros. Whole pages of the private alias, in one go where the host can do that. A guest that does
+    /// RAM that Linux touches until its init, in this order: whole pages that are worth populating before. A guest that does
     /// without holds that memory all the same.
     pub touched: Vec<GpaRange>,
 }
-
-/// How much memory Linux takes at its start for bounce buffers, if it believes that its memory is encrypted: 6 % of RAM within
-/// these bounds (Linux `arch/x86/mm/mem_encrypt.c`, `mem_encrypt_setup_arch`).
-const BOUNCE_PERCENT: u64 = 6;
-const LEAST_BOUNCE: u64 = 64 << 20;
-const MOST_BOUNCE: u64 = 1 << 30;
-/// What else it takes of the end of RAM: 64 bytes to describe each page, and some tables.
-const PAGES_PER_DESCRIPTOR_PAGE: u64 = 64;
-const TABLES: u64 = 4 << 20;
 
 /// Where processors wait until the guest wakes them through its mailbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,10 +180,17 @@ pub fn plan<'a>(
         blobs.push(Blob { gpa: LAUNCH_CODE, data: stub::code().into() });
         // All but what only the launch code uses, and only until it has copied.
         let copied = blobs.iter().map(|blob| (blob.gpa, blob.data.len() as u64));
-        let touched = touched(layout, kernel, initramfs_gpa, initramfs.len() as u64);
         let small = copied.clone().filter(|(gpa, _)| *gpa < ACPI_END);
-        let touched =
-            small.chain(touched).filter_map(|(gpa, size)| whole_pages(gpa, size)?.offset_by(mark).ok()).collect();
+        let segments = kernel.segments().map(|segment| (segment.gpa, segment.memory_size));
+        let touched = touched::touched(
+            small,
+            segments,
+            touched::Place {
+                ram: layout.size(),
+                low_end: layout.usable_low_end(),
+                initramfs: (initramfs_gpa, initramfs.len() as u64),
+            },
+        );
         blobs.push(Blob { gpa: LAUNCH_LIST, data: stub::copy_list(copied).into() });
         // These tables lie in the window, and show it.
         let place = range.start();
@@ -213,24 +210,6 @@ pub fn plan<'a>(
     }
     let parking = parks.then_some(Parking { cr3: PARKING_TABLES | mark });
     Ok(Launch { blobs, window, registers, cr3, announces: layout.c_bit().is_some(), parking })
-}
-
-/// What Linux touches of the memory above the first MiB, as addresses and sizes.
-fn touched(layout: &MemoryLayout, kernel: &KernelImage, initramfs: u64, size: u64) -> impl Iterator<Item = (u64, u64)> {
-    let bounce = (layout.size() / 100 * BOUNCE_PERCENT).clamp(LEAST_BOUNCE, MOST_BOUNCE);
-    let room = bounce + layout.size() / PAGES_PER_DESCRIPTOR_PAGE + TABLES;
-    // An initramfs of no bytes has no address either.
-    let (top, end) =
-        if size == 0 { (layout.usable_low_end(), layout.usable_low_end()) } else { (initramfs, initramfs + size) };
-    let start = top.saturating_sub(room).max(kernel.end());
-    let segments: Vec<_> = kernel.segments().map(|segment| (segment.gpa, segment.memory_size)).collect();
-    segments.into_iter().chain([(start, end.saturating_sub(start))])
-}
-
-/// The pages that these bytes touch.
-fn whole_pages(gpa: u64, size: u64) -> Option<GpaRange> {
-    let start = gpa & !(PAGE_SIZE - 1);
-    GpaRange::new(start, (gpa - start).checked_add(size)?.checked_next_multiple_of(PAGE_SIZE)?).ok()
 }
 
 impl Launch<'_> {

@@ -185,6 +185,24 @@ impl HostileGuest {
         Ok(mask)
     }
 
+    /// Waits until the VMM populates no more memory for the guest: until then it may get some that it does not touch.
+    ///
+    /// # Errors
+    /// A VMM that goes on.
+    pub fn is_populated(&self) -> anyhow::Result<()> {
+        let threads = format!("/proc/{}/task", self.umbra.pid().as_raw_nonzero());
+        loop {
+            let tasks = std::fs::read_dir(&threads).with_context(|| format!("cannot list {threads}"))?;
+            // Threads may end meanwhile.
+            let names = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+            if !names.into_iter().any(|name| name.trim() == "populate") {
+                return Ok(());
+            }
+            ensure!(Instant::now() < self.deadline, "the VMM populates the guest's memory without an end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Waits until the VMM has given back all memory that pages have left: large discards run behind the guest's back.
     ///
     /// # Errors

@@ -7,14 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arch::x86_64::image::KernelImage;
-use arch::x86_64::launch::{self, Launch};
+use arch::x86_64::launch::{self, Launch, Window};
 use arch::x86_64::map::SERIAL_GSI;
 use arch::x86_64::{MemoryLayout, cpuid, msr};
 use hypervisor::{Capability, Hypervisor, Vcpu};
 use rustix::fs::OFlags;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Control, LaunchWindow, Machine, launch_window};
+use super::{Control, LaunchWindow, Machine, Population};
 use crate::config::{ConsoleConfig, SerialConfig, VmConfig};
 use crate::console::Output;
 use crate::devices::Devices;
@@ -73,7 +73,7 @@ pub(super) fn build(
         observer: events::memory_observer(events.clone()),
         ..RamOptions::default()
     };
-    let ram = GuestRam::new(vm.clone(), layout, options)?;
+    let ram = Arc::new(GuestRam::new(vm.clone(), layout, options)?);
     let window = launch.window.as_ref().map(|window| LaunchWindow::open(vm.clone(), window.range)).transpose()?;
     let line = EventFd::new(EFD_NONBLOCK).map_err(Error::system("create an interrupt line"))?;
     vm.register_irqfd(&line, SERIAL_GSI)?;
@@ -84,23 +84,25 @@ pub(super) fn build(
         let phase = set_up(&*vcpu, id, &launch)?;
         vcpus.push((vcpu, phase));
     }
-    let fill = || {
-        launch.blobs.iter().try_for_each(|blob| match &window {
-            Some(window) => window.write(blob.gpa, &blob.data),
-            None => ram.write(blob.gpa, &blob.data),
-        })?;
-        // All that the guest gets is in the window.
-        if window.is_some() { ram.make_all_private().map_err(Error::from) } else { Ok(()) }
-    };
-    match (&launch.window, vcpus.first_mut()) {
-        (Some(window), Some((boot, _))) if hypervisor.caps().has(Capability::PreFault) => {
-            launch_window::populate_meanwhile(&mut **boot, window, fill)?;
-        }
-        _ => fill()?,
+    let mut population = None;
+    if let Some(Window { touched, .. }) = launch.window
+        && hypervisor.caps().has(Capability::PreFault)
+    {
+        touched.iter().try_for_each(|range| ram.make_private(*range))?;
+        let leaves = cpuid::for_processor(&supported, ram.layout(), processors, processors);
+        // It goes on while the guest already runs.
+        population = Some(Population::start(&*vm, processors, &leaves, &ram, touched));
+    }
+    launch.blobs.iter().try_for_each(|blob| match &window {
+        Some(window) => window.write(blob.gpa, &blob.data),
+        None => ram.write(blob.gpa, &blob.data),
+    })?;
+    // All that the guest gets is in the window.
+    if window.is_some() {
+        ram.make_all_private()?;
     }
     let interrupters = vcpus.iter().map(|(vcpu, _)| vcpu.interrupter()).collect::<hypervisor::Result<_>>()?;
     let control = Arc::new(Control::new(interrupters, !launch.announces));
-    let ram = Arc::new(ram);
     let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), access_platform)?;
     manager.add_configured(config)?;
     if let Some(balloon) = &config.balloon {
@@ -113,7 +115,7 @@ pub(super) fn build(
     let console = console.filter(|_| config.console == ConsoleConfig::Tty);
     let devices = Devices { serial, console, cmos: Cmos::new(), manager, custom: CustomDevices::default() };
     let terminal = config.serial == SerialConfig::Tty || config.console == ConsoleConfig::Tty;
-    Ok(Machine { isolation, vcpus, ram, devices, control, terminal, window, vm })
+    Ok(Machine { isolation, vcpus, ram, devices, control, terminal, window, population, vm })
 }
 
 /// Reads a file of at most `limit` bytes. Files may be larger than memory; devices and pipes may have no end, or make whoever

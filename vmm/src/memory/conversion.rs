@@ -119,13 +119,18 @@ impl GuestRam {
     /// # Errors
     /// A conversion that failed; the guest can't go on.
     pub fn make_all_private(&self) -> Result<(), ConversionError> {
-        for ram in self.layout.ranges() {
-            let mut watch = self.counters.stopwatch(ConversionKind::Host, ram.gpa);
-            let result = self.convert_range(ram.gpa, PageState::Private, ConversionKind::Host, &mut watch);
-            self.count(ConversionKind::Host, ram.gpa, watch, &result);
-            result?;
-        }
-        Ok(())
+        self.layout.ranges().iter().try_for_each(|ram| self.make_private(ram.gpa))
+    }
+
+    /// Makes some of it private, as [`GuestRam::make_all_private`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn make_private(&self, range: GpaRange) -> Result<(), ConversionError> {
+        let mut watch = self.counters.stopwatch(ConversionKind::Host, range);
+        let result = self.convert_range(range, PageState::Private, ConversionKind::Host, &mut watch);
+        self.count(ConversionKind::Host, range, watch, &result);
+        result.map(drop)
     }
 
     fn count(&self, kind: ConversionKind, range: GpaRange, watch: Stopwatch, result: &Result<bool, ConversionError>) {

@@ -89,6 +89,19 @@ enum Place {
     Listed(u64),
 }
 
+/// Pages that are not converted as long as this is held, by the rule for pages that are owed.
+#[must_use = "it is over when this is dropped"]
+pub struct Keep<'a> {
+    state: &'a State,
+    id: u64,
+}
+
+impl Drop for Keep<'_> {
+    fn drop(&mut self) {
+        self.state.remove(&mut self.state.owed.lock(), self.id);
+    }
+}
+
 /// Somebody is converting or discarding these pages, and the thread had better wait.
 #[must_use = "it is over when this is dropped"]
 pub struct Busy<'a>(Option<&'a AtomicUsize>);
@@ -158,6 +171,13 @@ impl Discards {
             Some(slot) => Debt { pages, side, place: Place::AtOnce(slot) },
             None => self.owe(pages, side),
         }
+    }
+
+    /// Keeps pages in the state that they have. Call it as [`Discards::owe`]; whoever wants to convert them waits until it is
+    /// over, so it had better be soon.
+    pub fn keep(&self, pages: PageRange) -> Keep<'_> {
+        // Which side it names makes no difference: nothing is done.
+        Keep { state: &self.state, id: self.state.list(pages, PageState::Private, Stage::Kept) }
     }
 
     /// Says that these pages are being converted, as far as that keeps the kernel busy.
@@ -323,7 +343,7 @@ impl Discards {
     pub fn statistics(&self) -> DiscardStatistics {
         let owed = self.state.owed.lock();
         let at_once: u64 = self.state.at_once.pages().map(PageRange::bytes).sum();
-        DiscardStatistics { owed_bytes: owed.bytes(|_| true) + at_once, failures: owed.failures }
+        DiscardStatistics { owed_bytes: owed.bytes(|stage| stage != Stage::Kept) + at_once, failures: owed.failures }
     }
 }
 

@@ -23,6 +23,7 @@ pub const CONTRACTS: &[Contract] = &[
     ("p2_a_range_that_leaves_the_slot_is_populated_up_to_its_end", p2),
     ("p3_where_nothing_is_nothing_is_populated", p3),
     ("p4_while_the_slot_comes_and_goes_it_fails_or_works_and_works_in_the_end", p4),
+    ("p5_a_vcpu_that_never_runs_populates_while_another_writes_and_nothing_is_lost", p5),
 ];
 
 fn vm(backend: &Backend) -> anyhow::Result<TestVm> {
@@ -139,4 +140,30 @@ fn p4(backend: &Backend) -> anyhow::Result<()> {
     })?;
     expect::equal("what came of it in the end", populate(guest.vcpu(), memory.all())?.is_ok(), true)?;
     guest.sees(memory.all(), GUEST)?.done()
+}
+
+/// A vCPU of which nothing was said but that it exists populates as well as any, and takes nothing from one that runs.
+fn p5(backend: &Backend) -> anyhow::Result<()> {
+    let vm = vm(backend)?;
+    let mut guest = vm.guest(0, 0)?;
+    let idle = vm.vm().create_vcpu(1)?;
+    let memory = TestMemory::with_both_backings(vm.vm(), 1, GpaRange::new(BASE, 2 * SIZE)?)?;
+    memory.set(memory.all(), Private)?;
+    let (written, rest) = (memory.part(0, SIZE)?, memory.part(SIZE, SIZE)?);
+    let all = memory.all();
+    thread::scope(|scope| {
+        let populating = scope.spawn(move || populate(&*idle, all));
+        guest.writes(written, GUEST)?.done()?;
+        match populating.join().map_err(|_| anyhow!("the thread panicked"))?? {
+            Ok(()) => Ok(()),
+            Err((left, error)) => bail!("{left:#x} bytes were not populated: {error}"),
+        }
+    })?;
+    guest.sees(written, GUEST)?.done()?;
+    guest.sees(rest, Pattern::ZEROS)?.done()?;
+    expect::equal("shared memory held", memory.held(Shared)?, 0)?;
+    if let Backend::Model(_) = backend {
+        expect::equal("private memory held", memory.held(Private)?, 2 * SIZE)?;
+    }
+    Ok(())
 }

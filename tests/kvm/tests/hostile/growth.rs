@@ -47,6 +47,7 @@ fn back_and_forth() -> anyhow::Result<()> {
     guest.settles()?;
     guest.touches(Shared, window, OPEN)?;
     costs(&cgroup, "all of it shared", window.len()..=RAM)?;
+    guest.is_populated()?;
     guest.converts(window, Private)?;
     guest.settles()?;
     costs(&cgroup, "none of it touched", 0..=RAM - window.len())?;

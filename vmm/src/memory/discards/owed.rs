@@ -31,6 +31,8 @@ pub(super) struct Entry {
 /// How far it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// Nothing is owed: its holder keeps the pages from being converted.
+    Kept,
     /// Its holder decides what becomes of it, or is doing it.
     Held,
     /// Anybody may do it, since then.
@@ -46,7 +48,7 @@ impl Stage {
     pub(super) fn idle_since(self) -> Option<Instant> {
         match self {
             Self::Queued(since) | Self::Failed(since) => Some(since),
-            Self::Held | Self::Running => None,
+            Self::Kept | Self::Held | Self::Running => None,
         }
     }
 }
@@ -78,7 +80,7 @@ impl Owed {
         let due = |entry: &&Entry| match entry.stage {
             Stage::Queued(_) => true,
             Stage::Failed(since) => since.elapsed() >= retry,
-            Stage::Held | Stage::Running => false,
+            Stage::Kept | Stage::Held | Stage::Running => false,
         };
         self.entries.iter().find(due).map(|entry| entry.id)
     }

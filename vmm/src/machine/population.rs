@@ -1,0 +1,123 @@
+//! A thread that populates private memory which the guest is about to touch, ahead of it.
+//!
+//! Private memory has small pages only, and each that the guest faults in itself costs it an exit. The thread begins while the
+//! machine is being built, and goes on beside the guest, which need not wait for it: whichever of the two comes first to a
+//! page populates it. It works by a vCPU of its own, that never runs and of which the guest is not told: one that runs can't
+//! populate meanwhile.
+//!
+//! It is only there to save time. What it can't do, the guest does, and a pause ends it.
+//!
+//! Guarantee: it has ended when this is dropped.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use hypervisor::x86_64::CpuidEntry;
+use hypervisor::{GpaRange, PAGE_SIZE, Vcpu, Vm};
+
+use crate::error::chain;
+use crate::memory::GuestRam;
+
+/// The thread.
+pub(super) struct Population {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Population {
+    /// Starts to populate what is private of these ranges of RAM, one after the other. The vCPU for it gets this number,
+    /// which no other has, and is told that it is a processor like those of the guest.
+    pub(super) fn start(
+        vm: &dyn Vm,
+        id: u8,
+        leaves: &[CpuidEntry],
+        ram: &Arc<GuestRam>,
+        ranges: Vec<GpaRange>,
+    ) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let thread = vm.create_vcpu(id).and_then(|vcpu| vcpu.set_cpuid(leaves).map(|()| vcpu));
+        let thread = thread.map_err(|error| chain(&error)).and_then(|vcpu| {
+            let (ram, over) = (ram.clone(), over.clone());
+            let body = move || populate(&ram, &*vcpu, &ranges, &over);
+            std::thread::Builder::new().name("populate".into()).spawn(body).map_err(|error| error.to_string())
+        });
+        if let Err(error) = &thread {
+            tracing::warn!("the guest boots more slowly, for it populates its memory by itself: {error}");
+        }
+        Self { over, thread: thread.ok() }
+    }
+}
+
+impl Drop for Population {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic of its own was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn populate(ram: &GuestRam, vcpu: &dyn Vcpu, ranges: &[GpaRange], over: &AtomicBool) {
+    for range in ranges {
+        match ram.populate(*range, || !over.load(Ordering::Relaxed), |part| populate_all(vcpu, part)) {
+            Ok(ControlFlow::Continue(())) => {}
+            Ok(ControlFlow::Break(())) => {
+                tracing::debug!("the guest populates the rest of its memory from {range} on by itself");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!("the guest populates the rest of its memory by itself, and slowly: {}", chain(&error));
+                return;
+            }
+        }
+    }
+}
+
+/// Populates all of a range of the guest's.
+fn populate_all(vcpu: &dyn Vcpu, range: GpaRange) -> hypervisor::Result<()> {
+    let mut done = 0;
+    while done < range.len() {
+        let rest = GpaRange::new(range.start() + done, range.len() - done)?;
+        // At least a page each time, so this ends.
+        done += vcpu.pre_fault(rest)?.max(PAGE_SIZE);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::RamOptions;
+    use arch::x86_64::{Isolation, MemoryLayout};
+    use hypervisor::VmType;
+    use hypervisor::faults::{Failure, Operation};
+    use hypervisor::model::ModelHypervisor;
+
+    fn pages(first: u64, count: u64) -> GpaRange {
+        GpaRange::new(first * PAGE_SIZE, count * PAGE_SIZE).unwrap()
+    }
+
+    /// Lets the thread do all that it will.
+    fn finish(mut population: Population) {
+        population.thread.take().unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn ranges_are_populated_one_after_the_other_until_one_fails() {
+        let hypervisor = ModelHypervisor::new();
+        let vm = hypervisor.create(VmType::SwProtected).unwrap();
+        let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
+        let ram = Arc::new(GuestRam::new(vm.clone(), layout, RamOptions::default()).unwrap());
+        ram.make_all_private().unwrap();
+        finish(Population::start(&*vm, 1, &[], &ram, vec![pages(0, 2), pages(512, 100)]));
+        assert_eq!(hypervisor.faults().calls(Operation::PreFault), 3);
+        hypervisor.faults().fail(Operation::PreFault, Failure::new(libc::EFAULT));
+        finish(Population::start(&*vm, 2, &[], &ram, vec![pages(700, 1), pages(800, 1)]));
+        assert_eq!(hypervisor.faults().calls(Operation::PreFault), 4);
+        // There is such a vCPU, so there is no thread, and that is all.
+        assert!(Population::start(&*vm, 2, &[], &ram, vec![pages(700, 1)]).thread.is_none());
+    }
+}
