@@ -120,7 +120,7 @@ impl Capability {
                  or TDX support)"
             }
             Self::ExitHypercall => "boot a Linux 5.14 or later",
-            Self::PreFault => "boot a Linux 6.11 or later",
+            Self::PreFault => "boot a Linux 6.12 or later",
             Self::UserSpaceMsr | Self::MsrFilter => "boot a Linux 5.10 or later",
             Self::AmdProcessor => {
                 "use a host with an AMD processor: guests of this isolation issue VMMCALL, which others refuse; `cargo lab` \

@@ -31,7 +31,7 @@ use super::boot_params::{self, KernelHeader};
 use super::image::KernelImage;
 use super::map::{
     ACPI_END, ACPI_START, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_ROOM, GDT, LAUNCH_CODE, LAUNCH_LIST,
-    LAUNCH_PLAIN_TABLES, LAUNCH_TABLES, PAGE_TABLES, PARKING_CODE, PARKING_TABLES,
+    LAUNCH_PLAIN_TABLES, LAUNCH_TABLES, LOW_RAM_LIMIT, PAGE_TABLES, PARKING_CODE, PARKING_TABLES,
 };
 use super::{MemoryLayout, acpi, paging};
 
@@ -187,6 +187,7 @@ pub fn plan<'a>(
             segments,
             touched::Place {
                 ram: layout.size(),
+                has_high: layout.size() > LOW_RAM_LIMIT,
                 low_end: layout.usable_low_end(),
                 initramfs: (initramfs_gpa, initramfs.len() as u64),
             },

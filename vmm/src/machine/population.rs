@@ -5,20 +5,30 @@
 //! page populates it. It works by a vCPU of its own, that never runs and of which the guest is not told: one that runs can't
 //! populate meanwhile.
 //!
-//! It is only there to save time. What it can't do, the guest does, and a pause ends it.
+//! It is only there to save time. What it can't do, the guest does: what a signal interrupts, and all that is left when the
+//! machine is paused. A page that is being populated as a pause begins is populated within it.
 //!
-//! Guarantee: it has ended when this is dropped.
+//! Guarantee: it has ended when this is dropped. A vCPU that never runs can wait in the call without end if what it knows of
+//! the guest's memory has become obsolete (Linux before commit 20a6cff3b283, "Check and free obsolete roots in
+//! kvm_mmu_reload()"). Since 6.12 no change of this VM's makes it so, but the administrator who turns KVM's `nx_huge_pages` on
+//! or off in these milliseconds does; so it is sent signals until it has ended. Before 6.12 the capability is missing.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use hypervisor::x86_64::CpuidEntry;
-use hypervisor::{GpaRange, PAGE_SIZE, Vcpu, Vm};
+use hypervisor::{Error, GpaRange, PAGE_SIZE, PreFaultError, Vcpu, Vm};
+use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
+use super::signal;
 use crate::error::chain;
 use crate::memory::GuestRam;
+
+/// How often a thread that is to end is interrupted.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The thread.
 pub(super) struct Population {
@@ -37,12 +47,16 @@ impl Population {
         ranges: Vec<GpaRange>,
     ) -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        let thread = vm.create_vcpu(id).and_then(|vcpu| vcpu.set_cpuid(leaves).map(|()| vcpu));
-        let thread = thread.map_err(|error| chain(&error)).and_then(|vcpu| {
+        let start = || {
+            // Before there is anybody to send the signal to.
+            signal::handle().map_err(|error| chain(&error))?;
+            let vcpu = vm.create_vcpu(id).and_then(|vcpu| vcpu.set_cpuid(leaves).map(|()| vcpu));
+            let vcpu = vcpu.map_err(|error| chain(&error))?;
             let (ram, over) = (ram.clone(), over.clone());
             let body = move || populate(&ram, &*vcpu, &ranges, &over);
             std::thread::Builder::new().name("populate".into()).spawn(body).map_err(|error| error.to_string())
-        });
+        };
+        let thread: Result<_, String> = start();
         if let Err(error) = &thread {
             tracing::warn!("the guest boots more slowly, for it populates its memory by itself: {error}");
         }
@@ -54,6 +68,13 @@ impl Drop for Population {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
+            // One signal may come between its look at `over` and the call that it is to interrupt.
+            while !thread.is_finished() {
+                if let Err(error) = thread.kill(SIGRTMIN()) {
+                    tracing::warn!("cannot interrupt the thread that populates memory: {error}");
+                }
+                std::thread::sleep(SIGNAL_INTERVAL);
+            }
             // A panic of its own was reported when it happened.
             let _ = thread.join();
         }
@@ -76,13 +97,17 @@ fn populate(ram: &GuestRam, vcpu: &dyn Vcpu, ranges: &[GpaRange], over: &AtomicB
     }
 }
 
-/// Populates all of a range of the guest's.
+/// Populates a range of the guest's: all of it, or as much as nobody interrupts.
 fn populate_all(vcpu: &dyn Vcpu, range: GpaRange) -> hypervisor::Result<()> {
     let mut done = 0;
     while done < range.len() {
         let rest = GpaRange::new(range.start() + done, range.len() - done)?;
-        // At least a page each time, so this ends.
-        done += vcpu.pre_fault(rest)?.max(PAGE_SIZE);
+        match vcpu.pre_fault(rest) {
+            // At least a page each time, so this ends.
+            Ok(size) => done += size.max(PAGE_SIZE),
+            Err(Error::PreFault { source: PreFaultError::Interrupted | PreFaultError::Again, .. }) => break,
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }
@@ -114,9 +139,13 @@ mod tests {
         ram.make_all_private().unwrap();
         finish(Population::start(&*vm, 1, &[], &ram, vec![pages(0, 2), pages(512, 100)]));
         assert_eq!(hypervisor.faults().calls(Operation::PreFault), 3);
+        // What is interrupted is left to the guest, and all others are populated.
+        hypervisor.faults().fail(Operation::PreFault, Failure::new(libc::EINTR));
+        finish(Population::start(&*vm, 3, &[], &ram, vec![pages(700, 1), pages(800, 1)]));
+        assert_eq!(hypervisor.faults().calls(Operation::PreFault), 5);
         hypervisor.faults().fail(Operation::PreFault, Failure::new(libc::EFAULT));
         finish(Population::start(&*vm, 2, &[], &ram, vec![pages(700, 1), pages(800, 1)]));
-        assert_eq!(hypervisor.faults().calls(Operation::PreFault), 4);
+        assert_eq!(hypervisor.faults().calls(Operation::PreFault), 6);
         // There is such a vCPU, so there is no thread, and that is all.
         assert!(Population::start(&*vm, 2, &[], &ram, vec![pages(700, 1)]).thread.is_none());
     }

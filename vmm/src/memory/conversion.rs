@@ -253,7 +253,7 @@ impl GuestRam {
     /// The first run of pages in this state among these, no longer than a piece may be: a longer one would be measured again
     /// for each of its pieces.
     #[inline(always)]
-    fn first_run(ledger: &Ledger, pages: PageRange, state: PageState) -> Option<PageRange> {
+    pub(super) fn first_run(ledger: &Ledger, pages: PageRange, state: PageState) -> Option<PageRange> {
         let mut first = pages.first();
         while let Some(part) = PageRange::new(first, pages.end().min((first / PIECE_PAGES + 1) * PIECE_PAGES)) {
             if let Some(run) = ledger.writer.first_run(part, state) {

@@ -51,7 +51,7 @@ impl GuestRam {
     fn keep_private(&self, pages: PageRange) -> Option<(PageRange, Keep<'_>)> {
         // Under the lock that publishes states, so that no conversion overlooks it.
         let ledger = self.ledger();
-        let run = ledger.writer.first_run(pages, PageState::Private)?;
+        let run = Self::first_run(&ledger, pages, PageState::Private)?;
         let run = PageRange::new(run.first(), run.end().min(run.first() + STEP))?;
         Some((run, self.discards.keep(run)))
     }

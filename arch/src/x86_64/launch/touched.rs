@@ -26,6 +26,8 @@ const HOLE: u64 = 2 << 20;
 pub(super) struct Place {
     /// Size of all RAM.
     pub(super) ram: u64,
+    /// Whether some of it lies above 4 GiB.
+    pub(super) has_high: bool,
     /// End of the RAM below 4 GiB that the guest may use.
     pub(super) low_end: u64,
     /// Address and size of the initramfs; the size may be 0.
@@ -50,8 +52,9 @@ pub(super) fn touched(
     // An initramfs of no bytes has no address either.
     let (initramfs, size) = place.initramfs;
     let top = if size == 0 { place.low_end } else { initramfs };
-    // Linux takes what it needs early from the top down.
-    let descriptors = top.saturating_sub(place.ram / PAGES_PER_DESCRIPTOR_PAGE + TABLES).max(kernel_end);
+    // Linux takes what it needs early from the top down: of all RAM, but for what devices must reach.
+    let needed = if place.has_high { 0 } else { place.ram / PAGES_PER_DESCRIPTOR_PAGE + TABLES };
+    let descriptors = top.saturating_sub(needed).max(kernel_end);
     let bounce = (place.ram / 100 * BOUNCE_PERCENT).clamp(LEAST_BOUNCE, MOST_BOUNCE);
     let bounce = descriptors.saturating_sub(bounce).max(kernel_end);
     let allocations = kernel_end.saturating_add(ALLOCATIONS).min(bounce);
@@ -81,7 +84,7 @@ mod tests {
 
     #[test]
     fn all_parts_come_in_the_order_in_which_linux_touches_them() {
-        let place = Place { ram: 512 * MIB, low_end: 512 * MIB, initramfs: (500 * MIB, MIB + 1) };
+        let place = Place { ram: 512 * MIB, has_high: false, low_end: 512 * MIB, initramfs: (500 * MIB, MIB + 1) };
         let found = ranges(&[(0x9f00, 0x200)], &[(16 * MIB, 2 * MIB + 5), (19 * MIB, MIB)], place);
         let expected = [
             (0x9000, 0xb000),
@@ -97,12 +100,23 @@ mod tests {
     #[test]
     fn large_holes_are_left_out_and_nothing_lies_outside_of_ram() {
         // No initramfs, and hardly more memory than the kernel takes.
-        let place = Place { ram: 80 * MIB, low_end: 80 * MIB, initramfs: (0, 0) };
+        let place = Place { ram: 80 * MIB, has_high: false, low_end: 80 * MIB, initramfs: (0, 0) };
         let found = ranges(&[], &[(16 * MIB, MIB), (40 * MIB, 10 * MIB)], place);
         let descriptors = 80 * MIB - 5 * MIB - MIB / 4;
         let expected = [(16 * MIB, 17 * MIB), (40 * MIB, 50 * MIB), (descriptors, 80 * MIB), (50 * MIB, descriptors)];
         assert_eq!(found, expected);
-        let place = Place { ram: 50 * MIB, low_end: 50 * MIB, initramfs: (0, 0) };
+        let place = Place { ram: 50 * MIB, has_high: false, low_end: 50 * MIB, initramfs: (0, 0) };
         assert_eq!(ranges(&[], &[(40 * MIB, 10 * MIB)], place), [(40 * MIB, 50 * MIB)]);
+    }
+
+    #[test]
+    fn where_there_is_more_ram_above_4_gib_linux_describes_it_there() {
+        let place =
+            Place { ram: 256 << 30, has_high: true, low_end: 3 << 30, initramfs: ((3 << 30) - 8 * MIB, 8 * MIB) };
+        let found = ranges(&[], &[(16 * MIB, 10 * MIB)], place);
+        let top = (3 << 30) - 8 * MIB;
+        let expected =
+            [(16 * MIB, 26 * MIB), (top, 3 << 30), (top - (1 << 30), top), (26 * MIB, 26 * MIB + ALLOCATIONS)];
+        assert_eq!(found, expected);
     }
 }
