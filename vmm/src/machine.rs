@@ -107,8 +107,8 @@ impl Machine {
     }
 
     /// The VM beneath it, for what is the embedder's, such as interrupt lines of its devices
-    /// ([`register_irqfd`](Vm::register_irqfd); pins 0, 2, 4 and 5 are in use). Regions, attributes and message routes are the
-    /// machine's.
+    /// ([`register_irqfd`](Vm::register_irqfd); pins 0, 2, 4 and 5 are in use). Regions, attributes, message routes and
+    /// vCPUs are the machine's, one more of these than the guest has processors.
     pub fn vm(&self) -> &Arc<dyn Vm> {
         &self.vm
     }

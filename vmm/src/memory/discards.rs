@@ -18,6 +18,8 @@
 //! * Memory held beyond what the guest has is at most the limit, one piece for each thread that converts, and what the
 //!   host fails to take back.
 //!
+//! Pages that must stay as they are for a moment are *kept* ([`Discards::keep`]): an entry of the list for which nothing is done.
+//!
 //! Cost: a few atomic operations for a small discard, which enters no list unless it fails; for a large one a mutex and a
 //! short list, neither of which is touched to find that nothing is owed, and one wake-up of the thread where it meets an
 //! empty queue.
@@ -278,7 +280,7 @@ impl Discards {
     pub fn owe_rest(&self, pages: PageRange, busy: &mut Vec<PageRange>) -> Vec<Debt> {
         let mut parts: Vec<_> = {
             let owed = self.state.owed.lock();
-            let known = owed.entries.iter().filter_map(|entry| {
+            let known = owed.entries.iter().filter(|entry| entry.stage != Stage::Kept).filter_map(|entry| {
                 let ahead = entry.side == PageState::Shared && entry.stage.idle_since().is_some();
                 Some((entry.pages.intersection(pages)?, ahead))
             });

@@ -4,7 +4,8 @@
 //! waits until they are populated, and its discard then finds what was. So nothing is populated that a conversion has
 //! discarded, and the guest's memory is held once.
 //!
-//! Cost: for each [`STEP`] one turn at the lock of conversions; a conversion of these very pages waits until it is done.
+//! Cost: for each [`STEP`] one turn at the lock of conversions. A conversion of a piece with these pages waits until they are
+//! populated; as the next are kept at once, that may be until all of the piece is.
 
 use std::ops::ControlFlow;
 
