@@ -1,8 +1,8 @@
 //! The operator's side of the serial port and the virtio console: standard input and output, a file, or nothing.
 //!
-//! Input comes by [`input`], raw while the machine runs, if it is a terminal's.
+//! Input comes by `input`, raw while the machine runs, if it is a terminal's.
 //!
-//! The serial port's output waits in [`patient`]; the virtio console's waits in its device, which gives it a moment more at the
+//! The serial port's output waits in `patient`; the virtio console's waits in its device, which gives it a moment more at the
 //! end. An output that takes what it gets loses nothing, whenever a machine pauses or ends.
 
 mod input;
