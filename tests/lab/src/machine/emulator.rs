@@ -2,7 +2,7 @@
 //!
 //! QEMU 7.2, which Debian 12 has, runs nested KVM with a thread for each processor, and then corrupts something now and then:
 //! the nested host's kernel crashes, or a guest shuts down for no reason of its own, about once in twenty machines of two
-//! processors at work. With 10.0 none of it was seen in hundreds. So where the installed one is older than [`STEADY`], the
+//! processors at work. With 10.0 it was once in hundreds. So where the installed one is older than [`STEADY`], the
 //! lab takes the one of Debian's backports into its cache, installs nothing, and runs that. Its libraries are those of the
 //! installed one. Where there are no such backports, the lab goes on with what is installed.
 
@@ -23,7 +23,7 @@ const PACKAGE: Package = Package { name: "qemu-system-x86", gives: Gives::Comman
 const NEWER: [&str; 2] = ["qemu-system-x86", "qemu-system-data"];
 /// The first version whose TCG runs the nested KVM.
 const OLDEST: Version = (7, 2);
-/// The first version that was seen to run it without faults of its own.
+/// The first version that was seen to run it with few faults of its own.
 const STEADY: Version = (10, 0);
 /// The first version without the fault that is known (docs/lab.md).
 const UNKNOWN_FAULTS_ONLY: Version = (8, 1);
