@@ -38,6 +38,7 @@ use std::thread::JoinHandle;
 
 use arch::x86_64::Isolation;
 use hypervisor::{GpaRange, Hypervisor, Vcpu, Vm};
+use serde_json::json;
 
 use crate::config::VmConfig;
 use crate::console::{self, Output, RawTerminal};
@@ -62,10 +63,28 @@ pub(crate) use starts::Starts;
 pub enum Stop {
     /// The guest switched it off.
     PowerOff,
-    /// The guest reset it, or crashed so badly that a PC would.
+    /// The guest reset it, or the operator did.
     Reset,
+    /// The guest crashed so badly that a PC resets (a triple fault).
+    TripleFault,
     /// The operator ended it.
     Requested,
+}
+
+impl Stop {
+    /// Whether a PC would boot anew.
+    pub fn is_reset(self) -> bool {
+        matches!(self, Self::Reset | Self::TripleFault)
+    }
+
+    /// Tells of the end of a machine, as Cloud Hypervisor does, and of a triple fault.
+    pub fn announce(result: &Result<Self>, events: &EventMonitor) {
+        match result {
+            Ok(Self::TripleFault) => events.emit("vm", "rebooting", json!({ "cause": "triple-fault" })),
+            Ok(Self::Reset) => events.emit("vm", "rebooting", ()),
+            Ok(Self::PowerOff | Self::Requested) | Err(_) => events.emit("vm", "shutdown", ()),
+        }
+    }
 }
 
 /// A machine that is ready to run.
@@ -179,7 +198,7 @@ impl Machine {
         let result = control.take_outcome();
         drop(terminal);
         events.emit("memory", "stats", ram.statistics());
-        events.emit("vm", if matches!(result, Ok(Stop::Reset)) { "rebooting" } else { "shutdown" }, ());
+        Stop::announce(&result, events);
         result
     }
 }
@@ -205,4 +224,29 @@ fn carry_input(devices: &Arc<Devices>, control: &Arc<Control>, terminal: &RawTer
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name.into()).spawn(body).map_err(Error::system("start a thread"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_crash_is_told_from_other_ends() {
+        let (monitor, (heard, told)) = (EventMonitor::new(), mpsc::channel());
+        monitor.tell(Box::new(move |event| heard.send(event).unwrap()));
+        for stop in [Stop::TripleFault, Stop::Reset, Stop::PowerOff] {
+            Stop::announce(&Ok(stop), &monitor);
+        }
+        let events: Vec<_> =
+            told.try_iter().map(|event| (event["event"].clone(), event["properties"]["cause"].clone())).collect();
+        let expected = [
+            (json!("rebooting"), json!("triple-fault")),
+            (json!("rebooting"), json!(null)),
+            (json!("shutdown"), json!(null)),
+        ];
+        assert_eq!(events, expected);
+        assert!(Stop::TripleFault.is_reset() && Stop::Reset.is_reset() && !Stop::Requested.is_reset());
+    }
 }

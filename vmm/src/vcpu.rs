@@ -87,7 +87,7 @@ pub(crate) fn run(mut vcpu: Box<dyn Vcpu>, mut context: VcpuContext) -> Result<O
                 tracing::warn!(
                     "vCPU {id}: the guest crashed (triple fault; rip {rip:#x}, rsp {rsp:#x}, cr2 {cr2:#x}): resetting it"
                 );
-                return Ok(Some(Stop::Reset));
+                return Ok(Some(Stop::TripleFault));
             }
             Next::LookWhetherLost if parking::is_lost(&vcpu.special_registers()?) => {
                 tracing::warn!(

@@ -5,7 +5,7 @@ use crate::targets::target;
 
 const HEADINGS: [&str; 5] = ["figure", "median", "middle half", "at most", ""];
 
-/// The table, and a last line that says which targets were missed.
+/// The table, and where there are targets, a last line that says which were missed.
 pub fn table(figures: &Figures) -> String {
     let rows: Vec<[String; 5]> = figures.iter().map(row).collect();
     let headings = HEADINGS.map(String::from);
@@ -22,7 +22,10 @@ pub fn table(figures: &Figures) -> String {
         text.push_str(line.trim_end());
         text.push('\n');
     }
-    text + "\n" + &summary(figures) + "\n"
+    match summary(figures) {
+        Some(summary) => text + "\n" + &summary + "\n",
+        None => text,
+    }
 }
 
 fn row(figure: &Figure) -> [String; 5] {
@@ -38,16 +41,17 @@ fn row(figure: &Figure) -> [String; 5] {
     [figure.key.clone(), print(median), spread, most.map(print).unwrap_or_default(), verdict.into()]
 }
 
-fn summary(figures: &Figures) -> String {
+fn summary(figures: &Figures) -> Option<String> {
     let judged = || figures.iter().filter_map(|figure| Some((figure, target(&figure.key)?)));
     // NaN is no pass.
     let passed = |(figure, most): &(&Figure, f64)| figure.sample.median <= *most;
     let missed: Vec<&str> = judged().filter(|judged| !passed(judged)).map(|(figure, _)| &*figure.key).collect();
     let count = judged().count();
-    match missed.len() {
+    Some(match missed.len() {
+        0 if count == 0 => return None,
         0 => format!("all {count} figures with a target meet it"),
         number => format!("{} of {count} figures with a target meet it; missed: {}", count - number, missed.join(", ")),
-    }
+    })
 }
 
 /// A figure in the unit that its key ends with.
@@ -91,6 +95,13 @@ access.read.4096.held_ratio       NaN                     1.050  MISS
 2 of 4 figures with a target meet it; missed: access.read.8.held_ratio, access.read.4096.held_ratio
 ";
         assert_eq!(table(&figures), expected);
+    }
+
+    #[test]
+    fn without_targets_there_is_nothing_to_sum_up() {
+        let mut figures = Figures::default();
+        figures.note("map.0.set_all_ns", Sample::of([1.0]));
+        assert_eq!(table(&figures).lines().count(), 2);
     }
 
     #[test]

@@ -107,7 +107,7 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
     let time_limit = options.time_limit(limit);
     let job =
         Job { argv, env: Vec::new(), out: out.path().to_owned(), time_limit, terminal, emulation: Emulation::Parallel };
-    let status = machine.run(&job)?;
+    let status = if args.interactive { machine.run(&job) } else { machine.run_again_if_lost(&job) }?;
     if status != 0 {
         return Ok(exit_code(status));
     }

@@ -9,6 +9,7 @@ pub mod io;
 pub mod markers;
 pub mod search;
 pub mod smaps;
+pub mod watch;
 
 use std::process::ExitCode;
 

@@ -20,6 +20,7 @@ mod packages;
 mod process;
 mod progress;
 mod quote;
+mod second_chance;
 mod workspace;
 
 use std::process::ExitCode;

@@ -89,8 +89,9 @@ impl Built for ModelMachine {
         started(Arc::new(guest));
         let stop = stopped.recv().unwrap_or(Stop::Requested);
         self.ram.end_conversions();
-        events.emit("vm", if stop == Stop::Reset { "rebooting" } else { "shutdown" }, ());
-        Ok(stop)
+        let ended = Ok(stop);
+        Stop::announce(&ended, events);
+        ended
     }
 }
 

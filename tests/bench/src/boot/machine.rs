@@ -65,6 +65,8 @@ pub struct Told {
     pub to_guest: Duration,
     /// How long conversions took, of those until the guest's init.
     pub converting: Duration,
+    /// Whether this is not the guest that was started.
+    pub reset: bool,
 }
 
 /// What all boot.
@@ -184,6 +186,7 @@ fn ask(umbra: &Child, events: &Path) -> Result<Told> {
     loop {
         let text = std::fs::read_to_string(events).context("cannot read umbra's events")?;
         if let Some(told) = told(&text) {
+            ensure!(!told.reset, "the guest was reset on its way to its init");
             return Ok(told);
         }
         ensure!(Instant::now() < deadline, "umbra did not tell when its guest started, and how long conversions took");
@@ -193,7 +196,7 @@ fn ask(umbra: &Child, events: &Path) -> Result<Told> {
 
 /// What stands in umbra's events, once all of it does.
 fn told(events: &str) -> Option<Told> {
-    let (mut to_guest, mut converting) = (None, None);
+    let (mut to_guest, mut converting, mut reset) = (None, None, false);
     // The last one may be in the middle of being written.
     for event in serde_json::Deserializer::from_str(events).into_iter::<Value>().map_while(Result::ok) {
         match (event["source"].as_str()?, event["event"].as_str()?) {
@@ -206,10 +209,11 @@ fn told(events: &str) -> Option<Told> {
                 let nanoseconds = event["properties"]["conversion_latency"]["sum_ns"].as_u64()?;
                 converting = Some(Duration::from_nanos(nanoseconds));
             }
+            ("vm", "rebooting") => reset = true,
             _ => {}
         }
     }
-    Some(Told { to_guest: to_guest?, converting: converting? })
+    Some(Told { to_guest: to_guest?, converting: converting?, reset })
 }
 
 #[cfg(test)]
@@ -222,8 +226,11 @@ mod tests {
             r#"{"timestamp": {"secs": 1, "nanos": 500}, "source": "vm", "event": "booted", "properties": null}"#;
         let stats = r#"{"timestamp": {"secs": 3, "nanos": 0}, "source": "memory", "event": "stats",
             "properties": {"conversion_latency": {"counts": [1], "sum_ns": 42}}}"#;
-        let expected = Told { to_guest: Duration::new(1, 500), converting: Duration::from_nanos(42) };
+        let reset = r#"{"source": "vm", "event": "rebooting", "properties": null}"#;
+        let expected = Told { to_guest: Duration::new(1, 500), converting: Duration::from_nanos(42), reset: false };
         assert_eq!(told(&format!("{booted}\n\n{stats}\n\n")), Some(expected));
+        let expected = Told { reset: true, ..expected };
+        assert_eq!(told(&format!("{booted}\n\n{stats}\n\n{reset}\n\n{booted}\n\n")), Some(expected));
         assert_eq!(told(&format!("{booted}\n\n{}", &stats[..40])), None, "it is still being written");
         assert_eq!(told(""), None);
     }

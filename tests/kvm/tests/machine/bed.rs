@@ -106,8 +106,7 @@ impl Bed {
             // Not to be waited for: a scope that has a thread left never ends, and the test's own limit says so.
             let ended = ended.recv_timeout(LIMIT).context("the machine does not end")?;
             match (result, ended.context("the machine ended")) {
-                // The guest never resets but by a triple fault.
-                (Err(error), Ok(Stop::Reset)) if by_itself => Err(error.context(ProcessorFailure)),
+                (Err(error), Ok(Stop::TripleFault)) if by_itself => Err(error.context(ProcessorFailure)),
                 (Err(error), Err(end)) => Err(end.context(format!("{error:#}"))),
                 (result, ended) => result.and(ended),
             }

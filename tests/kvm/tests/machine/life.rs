@@ -66,7 +66,7 @@ fn nmi() -> anyhow::Result<()> {
             ended = true;
             Ok(())
         })?;
-        expect::equal("the end", (stop, ended), (Stop::Reset, true))?;
+        expect::equal("the end", (stop, ended), (Stop::TripleFault, true))?;
     }
     Ok(())
 }

@@ -153,7 +153,7 @@ impl Bench<'_> {
             terminal: Terminal::Stream,
             emulation: Emulation::Parallel,
         };
-        let status = machine.run(&job)?;
+        let status = machine.run_again_if_lost(&job)?;
         ensure!(status == 0, "the benchmarks inside failed: exit status {status}");
         merge(figures, &record)
     }

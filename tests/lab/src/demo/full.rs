@@ -131,7 +131,7 @@ fn inside(
         terminal: Terminal::Stream,
         emulation: Emulation::Parallel,
     };
-    let status = machine.run(&job)?;
+    let status = machine.run_again_if_lost(&job)?;
     if status != 0 {
         return Ok(Err(status));
     }

@@ -9,14 +9,26 @@ use crate::demo::figures::MemoryStats;
 
 /// One event.
 #[derive(Debug, Deserialize)]
-struct Event {
+pub struct Event {
+    /// What it is about.
     source: String,
+    /// What happened.
     event: String,
     #[serde(default)]
     properties: serde_json::Value,
 }
 
+/// How a guest was reset that should run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// It crashed so badly that a PC resets.
+    TripleFault,
+    /// It asked for it.
+    Asked,
+}
+
 /// The file that `umbra --event-monitor` writes.
+#[derive(Clone, Debug)]
 pub struct EventFile(PathBuf);
 
 impl EventFile {
@@ -32,6 +44,16 @@ impl EventFile {
 
     /// All memory statistics written so far, oldest first.
     pub fn memory_stats(&self) -> Result<Vec<MemoryStats>> {
+        let stats = self.read()?.into_iter().filter(|event| event.is("memory", "stats"));
+        stats.map(|event| serde_json::from_value(event.properties).context("event memory/stats")).collect()
+    }
+
+    /// The first reset, if there has been one.
+    pub fn reset(&self) -> Result<Option<Reset>> {
+        Ok(self.read()?.iter().find(|event| event.is("vm", "rebooting")).map(Event::reset))
+    }
+
+    fn read(&self) -> Result<Vec<Event>> {
         let text = match std::fs::read_to_string(&self.0) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -41,20 +63,27 @@ impl EventFile {
     }
 }
 
-fn parse(text: &str) -> Result<Vec<MemoryStats>> {
-    let mut stats = Vec::new();
-    for event in serde_json::Deserializer::from_str(text).into_iter::<Event>() {
-        let event = match event {
-            Ok(event) => event,
+impl Event {
+    fn is(&self, source: &str, event: &str) -> bool {
+        self.source == source && self.event == event
+    }
+
+    fn reset(&self) -> Reset {
+        if self.properties["cause"] == "triple-fault" { Reset::TripleFault } else { Reset::Asked }
+    }
+}
+
+fn parse(text: &str) -> Result<Vec<Event>> {
+    let mut events = Vec::new();
+    for event in serde_json::Deserializer::from_str(text).into_iter() {
+        match event {
+            Ok(event) => events.push(event),
             // The last one is being written.
             Err(error) if error.is_eof() => break,
             Err(error) => return Err(error.into()),
-        };
-        if event.source == "memory" && event.event == "stats" {
-            stats.push(serde_json::from_value(event.properties).context("event memory/stats")?);
         }
     }
-    Ok(stats)
+    Ok(events)
 }
 
 #[cfg(test)]
@@ -80,6 +109,15 @@ mod tests {
 
 "#;
 
+    const REBOOTING: &str = r#"{"source": "vm", "event": "rebooting", "properties": "#;
+
+    fn file(text: &str) -> (tempfile::TempDir, EventFile) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        std::fs::write(&path, text).unwrap();
+        (folder, EventFile::new(path))
+    }
+
     #[test]
     fn statistics_are_picked_from_the_events() {
         let expected = MemoryStats {
@@ -90,20 +128,40 @@ mod tests {
             conversions_implicit: 3,
             conversions_failed: 4,
         };
-        assert_eq!(parse(EVENTS).unwrap(), [expected]);
-        assert_eq!(parse(&format!("{EVENTS}{EVENTS}")).unwrap(), [expected, expected]);
+        let (_folder, events) = file(&format!("{EVENTS}{EVENTS}"));
+        assert_eq!(events.memory_stats().unwrap(), [expected, expected]);
+        assert_eq!(events.reset().unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_yet_has_no_events() {
+        let (folder, _) = file("");
+        let events = EventFile::new(folder.path().join("later"));
+        assert_eq!((events.memory_stats().unwrap(), events.reset().unwrap()), (Vec::new(), None));
     }
 
     #[test]
     fn event_that_is_being_written_is_left_for_later() {
+        let first = EVENTS.find("\n\n").unwrap();
         for cut in 0..EVENTS.trim_end().len() {
-            assert_eq!(parse(&EVENTS[..cut]).unwrap(), [], "{cut}");
+            assert_eq!(parse(&EVENTS[..cut]).unwrap().len(), usize::from(cut >= first), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_crash_is_told_from_a_reset_that_the_guest_asked_for() {
+        let crash = format!("{REBOOTING}{{\"cause\": \"triple-fault\"}}}}");
+        let asked = format!("{REBOOTING}null}}");
+        for (text, expected) in [(&crash, Reset::TripleFault), (&asked, Reset::Asked)] {
+            let (_folder, events) = file(&format!("{EVENTS}{text}{EVENTS}"));
+            assert_eq!(events.reset().unwrap(), Some(expected));
         }
     }
 
     #[test]
     fn foreign_text_is_an_error() {
         assert!(parse("booted").is_err());
-        assert!(parse(r#"{"source": "memory", "event": "stats", "properties": {"ram_bytes": 1}}"#).is_err());
+        let (_folder, events) = file(r#"{"source": "memory", "event": "stats", "properties": {"ram_bytes": 1}}"#);
+        assert!(events.memory_stats().is_err());
     }
 }

@@ -18,17 +18,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 
 use super::guest::{Isolation, Plan, Searcher, new_seed};
 use super::markers;
 use crate::demo::figures::{Outcome, VmFigures};
 use crate::demo::full::figures::{Full, FullOutcome};
-use machine::Vm;
+use crate::second_chance::second_chance;
+use machine::{Kind, Vm};
 
 /// The file in which the figures are left, in the output folder.
 pub const FIGURES: &str = "figures.json";
 
+/// How many processors a guest has.
+const PROCESSORS: u8 = 2;
 /// How long a step may take: a guest of an emulated host is slow.
 pub const STEP: Duration = Duration::from_secs(600);
 /// How long everything may take.
@@ -60,7 +63,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     network::enter()?;
     let searcher = Searcher::own()?;
-    let (software, full) = boot(args, Isolation::Software, 2, |vm| {
+    let (software, full) = boot(args, Isolation::Software, |vm| {
         let mut full = Full { time_to_login_ms: milliseconds(vm.log_in()?), ..Full::default() };
         work::use_disk(vm, &mut full)?;
         work::use_network(vm, &mut full)?;
@@ -73,7 +76,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Ok((figures, full))
     })?;
     // All that the control shows is that the search finds what can be found.
-    let (none, _) = boot(args, Isolation::None, 1, |vm| {
+    let (none, _) = boot(args, Isolation::None, |vm| {
         vm.log_in()?;
         let mut unused = Full::default();
         Ok((work::search_while_busy(vm, &searcher, &mut unused, |_, _, _| Ok(()))?, unused))
@@ -85,16 +88,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is done with a machine, and what comes of it.
+type Use<'a> = dyn Fn(&mut Vm<'_>) -> Result<(VmFigures, Full)> + 'a;
+
 /// Boots the system, has `use_it` done, and powers it off.
 fn boot(
     args: &Args,
     isolation: Isolation,
-    processors: u8,
-    use_it: impl FnOnce(&mut Vm<'_>) -> Result<(VmFigures, Full)>,
+    use_it: impl Fn(&mut Vm<'_>) -> Result<(VmFigures, Full)>,
 ) -> Result<(VmFigures, Full)> {
+    second_chance(|| attempt(args, isolation, &use_it))
+}
+
+fn attempt(args: &Args, isolation: Isolation, use_it: &Use<'_>) -> Result<(VmFigures, Full)> {
     let (system, kernel, name) = (&args.system_name, &args.kernel_name, isolation.name());
     eprintln!("lab: booting {system} with Linux {kernel} and isolation={name} ...");
-    let mut vm = Vm::start(args, isolation, processors, new_seed()?)?;
+    let mut vm = Vm::start(args, &Kind::of(isolation, PROCESSORS), new_seed()?)?;
     let result = vm.guest.wait_for(markers::INIT, STEP).and_then(|init| {
         let time = milliseconds(init.duration_since(vm.guest.started));
         let (mut figures, mut full) = use_it(&mut vm)?;
@@ -103,7 +112,7 @@ fn boot(
         full.host_peak_bytes = vm.group.peak();
         Ok((figures, full))
     });
-    result.map_err(|error| anyhow!("with isolation={name}, {error:#}{}", vm.last_words(args.plan.show_console)))
+    result.map_err(|error| vm.explain(error.context(format!("with isolation={name}")), args.plan.show_console))
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -16,12 +16,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::console::Follower;
 use super::events::EventFile;
 use super::search::Findings;
+use super::watch::Watch;
 use super::{markers, smaps};
 use crate::demo::figures::{MemoryStats, VmFigures};
 use crate::process::Family;
 
 /// How often a state is asked for that nothing announces.
 const POLL: Duration = Duration::from_millis(10);
+/// How often it is looked whether a silent guest is still the same.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// What makes the guest's RAM unmappable, or does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +130,9 @@ impl Plan {
         match guest.demonstrate(&seed, limits, searcher) {
             Ok(figures) => Ok(figures),
             Err(error) => {
-                Err(anyhow!("with isolation={}, {error:#}{}", isolation.name(), guest.last_words(self.show_console)))
+                let watch = guest.watch();
+                let words = guest.last_words(self.show_console);
+                Err(watch.explain(anyhow!("with isolation={}, {error:#}{words}", isolation.name())))
             }
         }
     }
@@ -162,8 +167,8 @@ impl Searcher {
         command.args(arguments).arg("--pid").arg(pid.to_string()).arg("--seed").arg(seed);
         command.stdin(Stdio::null()).stdout(findings.try_clone().context("cannot duplicate a descriptor")?);
         let mut search = Family::start(&mut command, Vec::new()).context("cannot start the search program")?;
-        let status =
-            wait(&mut search, limit)?.with_context(|| format!("the search took longer than {} s", limit.as_secs()))?;
+        let status = wait(&mut search, limit, || Ok(()))?
+            .with_context(|| format!("the search took longer than {} s", limit.as_secs()))?;
         ensure!(status.success(), "the search failed ({status})");
         let mut findings = findings;
         std::io::Seek::rewind(&mut findings).context("cannot read the findings")?;
@@ -171,8 +176,8 @@ impl Searcher {
     }
 }
 
-/// Waits for `family` to end, at most for `limit`.
-fn wait(family: &mut Family, limit: Duration) -> Result<Option<ExitStatus>> {
+/// Waits for `family` to end, at most for `limit`, and as long as `check` finds nothing wrong.
+fn wait(family: &mut Family, limit: Duration, check: impl Fn() -> Result<()>) -> Result<Option<ExitStatus>> {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(status) = family.try_wait().context("cannot wait for a process")? {
@@ -181,6 +186,7 @@ fn wait(family: &mut Family, limit: Duration) -> Result<Option<ExitStatus>> {
         if Instant::now() >= deadline {
             return Ok(None);
         }
+        check()?;
         std::thread::sleep(POLL);
     }
 }
@@ -244,26 +250,45 @@ impl Guest {
         self.events.path().parent().unwrap_or(Path::new("."))
     }
 
-    /// How `umbra` ended, if it has.
-    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.vmm.try_wait().context("cannot wait for umbra")
+    /// What knows whether it is still the guest that was booted.
+    pub fn watch(&self) -> Watch {
+        Watch::new(self.events.clone())
+    }
+
+    /// An error if `umbra` has ended, or its guest is another one.
+    pub fn check(&mut self) -> Result<()> {
+        match self.vmm.try_wait().context("cannot wait for umbra")? {
+            Some(status) => bail!("umbra ended ({status})"),
+            None => self.watch().check(),
+        }
     }
 
     /// Waits for `umbra` to end, at most for `limit`.
     pub fn wait_for_end(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
-        wait(&mut self.vmm, limit)
+        let watch = self.watch();
+        wait(&mut self.vmm, limit, || watch.check())
     }
 
     /// Waits until the guest says `marker`, the next one that it should say; returns when that was.
     pub fn wait_for(&mut self, marker: &str, limit: Duration) -> Result<Instant> {
-        match self.console.markers().recv_timeout(limit) {
-            Ok(said) if said.text == marker => Ok(said.at),
-            Ok(said) => bail!("the guest said {:?} instead of {marker:?}", said.text),
-            Err(RecvTimeoutError::Timeout) => bail!("the guest did not say {marker:?} within {} s", limit.as_secs()),
-            Err(RecvTimeoutError::Disconnected) => match wait(&mut self.vmm, Duration::from_secs(5))? {
-                Some(status) => bail!("umbra ended ({status}) before the guest said {marker:?}"),
-                None => bail!("umbra closed its console before the guest said {marker:?}"),
-            },
+        let (deadline, watch) = (Instant::now() + limit, self.watch());
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.console.markers().recv_timeout(left.min(CHECK)) {
+                Ok(said) if said.text == marker => return Ok(said.at),
+                Ok(said) => {
+                    watch.check()?;
+                    bail!("the guest said {:?} instead of {marker:?}", said.text)
+                }
+                Err(RecvTimeoutError::Timeout) if left > CHECK => watch.check()?,
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("the guest did not say {marker:?} within {} s", limit.as_secs())
+                }
+                Err(RecvTimeoutError::Disconnected) => match wait(&mut self.vmm, Duration::from_secs(5), || Ok(()))? {
+                    Some(status) => bail!("umbra ended ({status}) before the guest said {marker:?}"),
+                    None => bail!("umbra closed its console before the guest said {marker:?}"),
+                },
+            }
         }
     }
 
@@ -291,7 +316,7 @@ impl Guest {
             .and_then(|()| self.keyboard.flush())
             .context("cannot type at the guest's console")?;
         self.wait_for(markers::SHELL_ENDED, limit).context("the guest's shell did not do as it was told")?;
-        match wait(&mut self.vmm, limit)? {
+        match self.wait_for_end(limit)? {
             Some(status) if status.success() => Ok(()),
             Some(status) => bail!("umbra ended with {status} when the guest powered off"),
             None => bail!("umbra did not end within {} s after the guest powered off", limit.as_secs()),

@@ -13,7 +13,7 @@ use std::process::Stdio;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 
 use super::emulator::{self, Emulator};
@@ -29,6 +29,7 @@ use crate::kernel::{self, tail};
 use crate::options::Options;
 use crate::packages;
 use crate::process::Family;
+use crate::second_chance::Flaw;
 
 mod console;
 
@@ -156,7 +157,11 @@ impl NestedHost {
                 eprintln!("lab: ended by Ctrl-]");
                 return Ok(130);
             }
-            Ending::Died => bail!("the nested host ended before the command did{}", last_words(&console, &qemu_log)),
+            Ending::Died => {
+                let words = last_words(&console, &qemu_log);
+                let words = words.strip_prefix("; ").unwrap_or("neither QEMU nor its console says why").to_owned();
+                return Err(anyhow!(words).context(Flaw::HostLost));
+            }
         }
         let status = fs::read_to_string(control.join("status")).unwrap_or_default();
         match status.trim().parse() {

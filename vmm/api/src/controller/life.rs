@@ -192,7 +192,7 @@ fn run(machine: Box<dyn Built>, work: &Work, slot: &Slot) -> Ended {
         // The handle holds the old guest's memory.
         slot.change(|state| state.guest = None);
         match stop {
-            Ok(Stop::Reset) if !lock(&slot.state).ending => {
+            Ok(stop) if stop.is_reset() && !lock(&slot.state).ending => {
                 tracing::info!("the machine was reset: booting it anew");
                 let config = lock(&work.spec).clone();
                 match work.host.build(&config, &work.output, &work.events) {

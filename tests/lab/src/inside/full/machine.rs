@@ -3,16 +3,17 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use tempfile::TempDir;
 
 use super::api::Api;
 use super::group::Group;
 use super::network::{MAC, TAP};
 use super::ssh::Ssh;
-use super::{Args, STEP, disk, step};
+use super::{Args, STEP, disk, peer, step};
 use crate::inside::guest::{Guest, Isolation};
 use crate::inside::markers;
 
@@ -62,13 +63,8 @@ pub struct Vm<'a> {
 }
 
 impl<'a> Vm<'a> {
-    /// Starts umbra.
-    pub fn start(args: &'a Args, isolation: Isolation, processors: u8, seed: String) -> Result<Self> {
-        Self::start_kind(args, &Kind::of(isolation, processors), seed)
-    }
-
     /// Starts umbra, for this kind of machine.
-    pub fn start_kind(args: &'a Args, kind: &Kind, seed: String) -> Result<Self> {
+    pub fn start(args: &'a Args, kind: &Kind, seed: String) -> Result<Self> {
         let Kind { name, isolation, processors, platform, command_line: more } = *kind;
         // Paths of sockets must be short.
         let folder = tempfile::Builder::new().prefix("demo-").tempdir().context("cannot make a temporary folder")?;
@@ -90,10 +86,10 @@ impl<'a> Vm<'a> {
         let events = args.plan.folder.join(format!("events-{name}"));
         let guest = group.within(|| Guest::launch(command, events, args.plan.show_console))?;
         Ok(Self {
-            guest,
             group,
             api: Api::new(&socket),
-            ssh: Ssh::new(&args.key, &args.known_hosts, folder.path()),
+            ssh: Ssh::new(&args.key, &args.known_hosts, folder.path(), guest.watch()),
+            guest,
             seed,
             umbra: &args.plan.umbra,
             socket,
@@ -104,13 +100,14 @@ impl<'a> Vm<'a> {
     /// Waits for the guest to let us in; returns how long that took from the start.
     pub fn log_in(&mut self) -> Result<Duration> {
         let Self { guest, ssh, .. } = self;
-        step("logged in over ssh", || {
-            ssh.log_in(STEP, || match guest.ended()? {
-                Some(status) => bail!("umbra ended ({status})"),
-                None => Ok(()),
-            })
-        })?;
+        step("logged in over ssh", || ssh.log_in(STEP, || guest.check()))?;
         Ok(self.guest.started.elapsed())
+    }
+
+    /// Waits until the guest has sent more than so many bytes; returns how many.
+    pub fn wait_above(&self, sent: &AtomicU64, than: u64) -> Result<u64> {
+        let watch = self.guest.watch();
+        peer::wait_above(sent, than, STEP, || watch.check())
     }
 
     /// Runs `umbra ctl`, and returns what it says.
@@ -131,9 +128,11 @@ impl<'a> Vm<'a> {
         Ok(path)
     }
 
-    /// Ends umbra, and returns the end of what the guest and it said, for an error message.
-    pub fn last_words(self, all_shown: bool) -> String {
-        self.guest.last_words(all_shown)
+    /// Ends umbra; adds the end of what the guest and it said to the error, and whether the guest had crashed.
+    pub fn explain(self, error: Error, all_shown: bool) -> Error {
+        let watch = self.guest.watch();
+        let words = self.guest.last_words(all_shown);
+        watch.explain(anyhow!("{error:#}{words}"))
     }
 }
 

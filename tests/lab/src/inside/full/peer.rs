@@ -134,8 +134,8 @@ pub fn pump(from: &mut impl Read, mut to: Option<&mut TcpStream>, bytes: u64) ->
     Ok((sum, start.elapsed()))
 }
 
-/// Waits until the count is above `than`.
-pub fn wait_above(count: &AtomicU64, than: u64, limit: Duration) -> Result<u64> {
+/// Waits until the count is above `than`, and as long as `check` finds nothing wrong.
+pub fn wait_above(count: &AtomicU64, than: u64, limit: Duration, check: impl Fn() -> Result<()>) -> Result<u64> {
     let deadline = Instant::now() + limit;
     loop {
         let now = count.load(Ordering::Relaxed);
@@ -145,6 +145,7 @@ pub fn wait_above(count: &AtomicU64, than: u64, limit: Duration) -> Result<u64> 
         if Instant::now() >= deadline {
             bail!("the guest sent nothing for {} s", limit.as_secs());
         }
+        check()?;
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -172,8 +173,9 @@ mod tests {
         let peer = Peer::listen("127.0.0.1").unwrap();
         let port: u16 = peer.port().unwrap().parse().unwrap();
         let count = peer.sink();
-        assert!(wait_above(&count, 0, Duration::from_millis(50)).is_err());
+        assert!(wait_above(&count, 0, Duration::from_secs(60), || bail!("the guest is gone")).is_err());
+        assert!(wait_above(&count, 0, Duration::from_millis(50), || Ok(())).is_err());
         TcpStream::connect(("127.0.0.1", port)).unwrap().write_all(&[1; 1000]).unwrap();
-        assert!(wait_above(&count, 999, Duration::from_secs(60)).is_ok());
+        assert!(wait_above(&count, 999, Duration::from_secs(60), || Ok(())).is_ok());
     }
 }

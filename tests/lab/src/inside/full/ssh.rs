@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::network::GUEST;
+use crate::inside::watch::Watch;
 use crate::process::Family;
 
 /// How often a login is tried again.
@@ -21,11 +22,13 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Ssh {
     options: Vec<OsString>,
+    watch: Watch,
 }
 
 impl Ssh {
     /// With this private key, to the guest whose host key stands in `known_hosts`. `sockets` is a folder with a short name.
-    pub fn new(key: &Path, known_hosts: &Path, sockets: &Path) -> Self {
+    /// Nobody waits for a guest that `watch` knows to be another one.
+    pub fn new(key: &Path, known_hosts: &Path, sockets: &Path, watch: Watch) -> Self {
         let with = |name: &str, path: PathBuf| {
             let mut text = OsString::from(name);
             text.push("=");
@@ -46,7 +49,7 @@ impl Ssh {
         ] {
             options.extend(["-o".into(), option]);
         }
-        Self { options }
+        Self { options, watch }
     }
 
     /// `ssh ... root@guest COMMAND`
@@ -97,6 +100,7 @@ impl Ssh {
                 break status;
             }
             ensure!(Instant::now() < deadline, "a script in the guest took longer than {} s", limit.as_secs());
+            self.watch.check()?;
             std::thread::sleep(Duration::from_millis(20));
         };
         let (said, complaint) = (text_of(output), text_of(errors));
@@ -142,6 +146,7 @@ fn text_of(mut file: std::fs::File) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inside::events::EventFile;
 
     #[test]
     fn only_plain_words_go_to_the_guest() {
@@ -153,7 +158,8 @@ mod tests {
 
     #[test]
     fn unknown_hosts_are_refused_and_no_password_is_asked_for() {
-        let ssh = Ssh::new(Path::new("/k"), Path::new("/known"), Path::new("/s"));
+        let watch = Watch::new(EventFile::new("/events".into()));
+        let ssh = Ssh::new(Path::new("/k"), Path::new("/known"), Path::new("/s"), watch);
         let command = ssh.command("true");
         let arguments: Vec<_> = command.get_args().filter_map(|argument| argument.to_str()).collect();
         for needed in ["StrictHostKeyChecking=yes", "BatchMode=yes", "UserKnownHostsFile=/known", "ControlPath=/s/ssh"]

@@ -9,7 +9,6 @@ use serde_json::json;
 
 use super::disk;
 use super::machine::{Vm, WINDOW, with_path};
-use super::peer::wait_above;
 use super::work::Answer;
 use super::{STEP, milliseconds, step};
 use crate::demo::figures::MemoryStats;
@@ -73,7 +72,7 @@ pub fn pause_and_resume(vm: &Vm<'_>, traffic: &AtomicU64, full: &mut Full) -> Re
         full.resume_ms = milliseconds(start.elapsed());
         expect_state(vm, "Running")?;
         ensure!(moved == 0, "the paused guest sent {moved} bytes");
-        wait_above(traffic, before, STEP).context("after resuming")?;
+        vm.wait_above(traffic, before).context("after resuming")?;
         Ok(())
     })
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::machine::Vm;
 use super::network::HOST;
-use super::peer::{Peer, wait_above};
+use super::peer::Peer;
 use super::{STEP, milliseconds, step};
 use crate::demo::figures::{MemoryStats, VmFigures};
 use crate::demo::full::figures::Full;
@@ -72,7 +72,7 @@ pub fn search_while_busy(
     let port = peer.port()?;
     let traffic: Arc<AtomicU64> = peer.sink();
     let load = vm.ssh.start(include_str!("guest/busy.sh"), &[HOST, &port, DISK_FILE])?;
-    let before = step("made disk and network busy", || wait_above(&traffic, 0, STEP))?;
+    let before = step("made disk and network busy", || vm.wait_above(&traffic, 0))?;
     let pid = vm.guest.pid();
     let vmm_rss_bytes = smaps::own_memory(pid)?;
     let search = step("searched the VMM for the canary", || searcher.search(pid, &vm.seed, STEP))?;

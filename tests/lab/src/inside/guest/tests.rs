@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
 
 use super::*;
+use crate::second_chance::Flaw;
 
 /// What every acting umbra begins with: `$events` is the event monitor's file, `$seed` the seed.
 const BEGINNING: &str = r#"#!/bin/sh
@@ -130,6 +131,19 @@ fn guest_that_does_not_boot_is_shown() {
         "{error}"
     );
     assert!(error.contains("console ---\nKernel panic\n") && error.contains("error ---\na warning\n"), "{error}");
+}
+
+#[test]
+fn a_guest_that_is_reset_is_not_waited_for_and_a_crash_is_told() {
+    let reset = |properties: &str| {
+        let event = format!(r#"{{"source":"vm","event":"rebooting","properties":{properties}}}"#);
+        demonstrate(&format!("echo '{event}' >>\"$events\"; sleep 60"), FOUND, limits()).unwrap_err()
+    };
+    let crash = reset(r#"{"cause":"triple-fault"}"#);
+    assert!(crash.is::<Flaw>(), "{crash:#}");
+    assert!(format!("{crash:#}").contains("with isolation=software, its guest crashed"), "{crash:#}");
+    let asked = reset("null");
+    assert!(!asked.is::<Flaw>() && asked.to_string().contains("its guest reset itself"), "{asked:#}");
 }
 
 #[test]

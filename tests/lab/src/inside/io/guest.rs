@@ -12,7 +12,7 @@ use super::MIB;
 use crate::inside::full::machine::{Kind, Vm};
 use crate::inside::full::network::{self, HOST};
 use crate::inside::full::peer::Peer;
-use crate::inside::full::{self, STEP, steer};
+use crate::inside::full::{self, STEP};
 use crate::inside::guest::new_seed;
 
 const SCRIPT: &str = include_str!("../full/guest/io.sh");
@@ -51,7 +51,7 @@ impl<'scope> Guest<'scope> {
         self.answer()
     }
 
-    /// Switches it off.
+    /// Has it tell whether it bounced what it transferred, as it should, and ends it.
     pub fn end(self) -> Result<()> {
         let Self { tell, thread, .. } = self;
         drop(tell);
@@ -72,9 +72,9 @@ fn join(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
 
 fn serve(args: &full::Args, kind: &Kind, told: &Receiver<&'static str>, times: &Sender<u64>) -> Result<()> {
     network::enter()?;
-    let mut vm = Vm::start_kind(args, kind, new_seed()?)?;
-    let result = transfers(&mut vm, kind, told, times).and_then(|()| steer::power_off(&mut vm).map(drop));
-    result.map_err(|error| anyhow!("{}: {error:#}{}", kind.name, vm.last_words(args.plan.show_console)))
+    let mut vm = Vm::start(args, kind, new_seed()?)?;
+    let result = transfers(&mut vm, kind, told, times);
+    result.map_err(|error| vm.explain(error.context(kind.name), args.plan.show_console))
 }
 
 /// Answers once when the guest is ready, and once for each transfer.
