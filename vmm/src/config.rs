@@ -10,6 +10,15 @@ use crate::devices::virtio::pci::AccessPlatform;
 use crate::memory::conversion::Policy;
 use crate::{Error, Result};
 
+/// What a configuration comes to on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resolved {
+    /// What makes the guest's memory unmappable.
+    pub isolation: Isolation,
+    /// What drivers of devices are told of where these get at memory.
+    pub access_platform: AccessPlatform,
+}
+
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {
@@ -214,11 +223,33 @@ impl VmConfig {
         }
     }
 
-    /// The isolation to use on a host with these capabilities. Never weaker than what was asked for.
+    /// What the configuration comes to on a host with these capabilities. Needs no file and makes nothing.
     ///
     /// # Errors
     /// Options that contradict each other, and a host that can't do it.
-    pub fn resolve_isolation(&self, caps: &MemoryCaps) -> Result<Isolation> {
+    pub fn resolve(&self, caps: &MemoryCaps) -> Result<Resolved> {
+        if self.cpus.boot == 0 {
+            return Err(Error::NoProcessor);
+        }
+        if (&self.serial, &self.console) == (&SerialConfig::Tty, &ConsoleConfig::Tty) {
+            return Err(Error::Contradiction(
+                "the serial port and the virtio console can't both have standard input and output: choose file or null for \
+                 one",
+            ));
+        }
+        let isolation = self.resolve_isolation(caps)?;
+        let access_platform = self.resolve_access_platform(isolation)?;
+        if isolation.is_unmappable() && self.balloon.is_some() {
+            return Err(Error::Contradiction(
+                "a balloon and unmappable memory contradict each other, since guests refuse it there: leave the balloon out, \
+                 or choose isolation=none",
+            ));
+        }
+        Ok(Resolved { isolation, access_platform })
+    }
+
+    /// The isolation to use. Never weaker than what was asked for.
+    fn resolve_isolation(&self, caps: &MemoryCaps) -> Result<Isolation> {
         let isolation = match (self.isolation, self.memory.unmappable) {
             (Some(Isolation::None), Some(true)) => {
                 return Err(Error::Contradiction(
@@ -241,10 +272,7 @@ impl VmConfig {
     }
 
     /// What drivers of devices are told of where these get at memory, with this isolation.
-    ///
-    /// # Errors
-    /// Devices that would be let at unmappable memory.
-    pub fn resolve_access_platform(&self, isolation: Isolation) -> Result<AccessPlatform> {
+    fn resolve_access_platform(&self, isolation: Isolation) -> Result<AccessPlatform> {
         match (isolation.is_unmappable(), self.access_platform) {
             (true, Some(false)) => Err(Error::Contradiction(
                 "access_platform=off and unmappable memory contradict each other, since devices get at a part of it only: \
@@ -281,10 +309,10 @@ mod tests {
         let unable = caps(&[VmType::Default]);
         for isolation in [None, Some(Isolation::Software)] {
             let config = config(isolation, Some(true));
-            assert_eq!(config.resolve_isolation(&able).unwrap(), Isolation::Software);
-            assert!(config.resolve_isolation(&unable).is_err());
+            assert_eq!(config.resolve(&able).unwrap().isolation, Isolation::Software);
+            assert!(config.resolve(&unable).is_err());
         }
-        let error = config(Some(Isolation::Software), None).resolve_isolation(&unable).unwrap_err().to_string();
+        let error = config(Some(Isolation::Software), None).resolve(&unable).unwrap_err().to_string();
         assert!(
             error.contains("KVM_CAP_VM_TYPES:sw-protected") && error.contains("CONFIG_KVM_SW_PROTECTED_VM"),
             "{error}"
@@ -294,14 +322,25 @@ mod tests {
     #[test]
     fn contradictions_are_errors() {
         let able = caps(&[VmType::Default, VmType::SwProtected]);
-        assert!(config(Some(Isolation::None), Some(true)).resolve_isolation(&able).is_err());
-        assert!(config(Some(Isolation::Software), Some(false)).resolve_isolation(&able).is_err());
+        assert!(config(Some(Isolation::None), Some(true)).resolve(&able).is_err());
+        assert!(config(Some(Isolation::Software), Some(false)).resolve(&able).is_err());
+        let with_balloon = |isolation| VmConfig {
+            balloon: Some(BalloonConfig { size: 0, deflate_on_oom: false, free_page_reporting: false }),
+            ..config(Some(isolation), None)
+        };
+        with_balloon(Isolation::None).resolve(&able).unwrap();
+        assert!(with_balloon(Isolation::Software).resolve(&able).unwrap_err().to_string().contains("a balloon"));
+        let two_on_the_terminal =
+            VmConfig { serial: SerialConfig::Tty, console: ConsoleConfig::Tty, ..config(None, None) };
+        assert!(two_on_the_terminal.resolve(&able).unwrap_err().to_string().contains("choose file or null"));
     }
 
     #[test]
     fn drivers_are_told_where_devices_get_where_they_must_and_where_it_is_asked_for() {
+        let able = caps(&[VmType::Default, VmType::SwProtected]);
         let of = |isolation, access_platform| {
-            VmConfig { access_platform, ..config(None, None) }.resolve_access_platform(isolation)
+            let config = VmConfig { access_platform, ..config(Some(isolation), None) };
+            Ok::<_, Error>(config.resolve(&able)?.access_platform)
         };
         for asked in [None, Some(true)] {
             assert_eq!(of(Isolation::Software, asked).unwrap(), AccessPlatform::Required);
@@ -317,7 +356,7 @@ mod tests {
     fn ordinary_memory_is_the_default() {
         let able = caps(&[VmType::Default, VmType::SwProtected]);
         for unmappable in [None, Some(false)] {
-            assert_eq!(config(None, unmappable).resolve_isolation(&able).unwrap(), Isolation::None);
+            assert_eq!(config(None, unmappable).resolve(&able).unwrap().isolation, Isolation::None);
         }
     }
 }

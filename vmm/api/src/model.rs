@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use arch::x86_64::{Isolation, MemoryLayout};
 use hypervisor::Hypervisor;
 use hypervisor::model::ModelHypervisor;
-use vmm::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
+use vmm::config::{DiskConfig, NetConfig, Resolved, VmConfig, VsockConfig};
 use vmm::console::Output;
 use vmm::events::EventMonitor;
 use vmm::memory::{GuestRam, RamOptions};
@@ -45,11 +45,11 @@ struct ModelGuest {
 
 impl Host for ModelHost {
     fn check(&self, config: &VmConfig) -> Result<()> {
-        config.resolve_isolation(self.0.caps()).map(drop)
+        config.resolve(self.0.caps()).map(drop)
     }
 
     fn build(&self, config: &VmConfig, _: &Output, _: &Arc<EventMonitor>) -> Result<Box<dyn Built>> {
-        let isolation = config.resolve_isolation(self.0.caps())?;
+        let Resolved { isolation, .. } = config.resolve(self.0.caps())?;
         if !config.kernel.exists() {
             let source = std::io::ErrorKind::NotFound.into();
             return Err(Error::File { operation: "read", role: "kernel", path: config.kernel.clone(), source });

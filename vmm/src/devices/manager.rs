@@ -125,17 +125,12 @@ impl DeviceManager {
         Ok(input)
     }
 
-    /// Adds the balloon that a machine starts with, which gives back `pages`. A machine has at most one.
+    /// Adds the balloon that a machine starts with, which gives back `pages`. A machine has at most one, and none whose memory
+    /// is unmappable ([`VmConfig::resolve`]).
     ///
     /// # Errors
-    /// A machine whose memory is not all shared for good, and as [`DeviceManager::add`].
+    /// As [`DeviceManager::add`].
     pub fn add_balloon(&self, config: &BalloonConfig, pages: Arc<dyn ReclaimPages>) -> Result<()> {
-        if self.platform.access_platform == AccessPlatform::Required {
-            return Err(Error::Contradiction(
-                "a balloon and unmappable memory contradict each other, since guests refuse it there: leave the balloon out, \
-                 or choose isolation=none",
-            ));
-        }
         let balloon = Balloon::new(config, pages)?;
         let size = balloon.size().clone();
         let (_, added) = self.insert(Wanted::balloon(balloon))?;

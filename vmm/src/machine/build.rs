@@ -15,7 +15,7 @@ use rustix::fs::OFlags;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Control, LaunchWindow, Machine, Population};
-use crate::config::{ConsoleConfig, SerialConfig, VmConfig};
+use crate::config::{ConsoleConfig, Resolved, SerialConfig, VmConfig};
 use crate::console::Output;
 use crate::devices::Devices;
 use crate::devices::cmos::Cmos;
@@ -38,16 +38,7 @@ pub(super) fn build(
     events: &Arc<EventMonitor>,
 ) -> Result<Machine> {
     let processors = config.cpus.boot;
-    if processors == 0 {
-        return Err(Error::NoProcessor);
-    }
-    let isolation = config.resolve_isolation(hypervisor.caps())?;
-    let access_platform = config.resolve_access_platform(isolation)?;
-    if (&config.serial, &config.console) == (&SerialConfig::Tty, &ConsoleConfig::Tty) {
-        return Err(Error::Contradiction(
-            "the serial port and the virtio console can't both have standard input and output: choose file or null for one",
-        ));
-    }
+    let Resolved { isolation, access_platform } = config.resolve(hypervisor.caps())?;
     let supported = hypervisor.supported_cpuid()?;
     let layout = MemoryLayout::new(isolation, config.memory.size, cpuid::address_bits(&supported))?
         .reserving(config.memory.window)?;

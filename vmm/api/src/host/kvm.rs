@@ -26,7 +26,7 @@ impl KvmHost {
 
 impl Host for KvmHost {
     fn check(&self, config: &VmConfig) -> Result<()> {
-        config.resolve_isolation(self.0.caps()).map(drop)
+        config.resolve(self.0.caps()).map(drop)
     }
 
     fn build(&self, config: &VmConfig, output: &Output, events: &Arc<EventMonitor>) -> Result<Box<dyn Built>> {

@@ -55,6 +55,14 @@ mod tests {
                 r#"{"payload":{"kernel":"k"},"platform":{"isolation":"none"},"memory":{"size":33554432,"unmappable":true}}"#,
                 "contradict",
             ),
+            (
+                r#"{"payload":{"kernel":"k"},"platform":{"isolation":"software","access_platform":false}}"#,
+                "access_platform=off",
+            ),
+            (
+                r#"{"payload":{"kernel":"k"},"platform":{"isolation":"software"},"balloon":{"size":0}}"#,
+                "a balloon and unmappable memory",
+            ),
         ];
         for (body, word) in mistakes {
             server.put("/vm.create", Some(body.into())).await.fails(400, word);

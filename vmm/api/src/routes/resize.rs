@@ -55,6 +55,8 @@ mod tests {
         let server = Server::new();
         let mut config: serde_json::Value = serde_json::from_str(&create("/proc/self/exe")).unwrap();
         config["balloon"] = serde_json::json!({ "size": 0 });
+        config["memory"]["unmappable"] = false.into();
+        config["platform"]["isolation"] = "none".into();
         server.put("/vm.create", Some(config.to_string())).await.is(204);
         server.put("/vm.resize", balloon()).await.fails(405, "not booted");
         server.put("/vm.boot", None).await.is(204);

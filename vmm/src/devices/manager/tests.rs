@@ -153,13 +153,10 @@ fn errors_say_what_is_wrong_and_take_nothing() {
 }
 
 #[test]
-fn a_balloon_is_set_where_there_is_one_and_there_is_none_where_memory_is_unmappable() {
+fn a_balloon_is_set_where_there_is_one() {
     let config = BalloonConfig { size: 0, deflate_on_oom: false, free_page_reporting: true };
-    let (_vm, manager, ram) = manager_of(AccessPlatform::Required);
-    let error = manager.add_balloon(&config, ram).unwrap_err().to_string();
-    assert!(error.contains("unmappable") && error.contains("isolation=none"), "{error}");
-    assert!(matches!(manager.set_balloon(0), Err(Error::NoBalloon)) && manager.list().is_empty());
     let (_vm, manager, ram) = manager_of(AccessPlatform::Offered);
+    assert!(matches!(manager.set_balloon(0), Err(Error::NoBalloon)) && manager.list().is_empty());
     manager.add_balloon(&config, ram).unwrap();
     manager.set_balloon(1 << 20).unwrap();
     assert_eq!(manager.balloon().as_ref().unwrap().1.target(), 1 << 20);
