@@ -97,7 +97,7 @@ pub struct Machine {
     /// Whether standard input goes to the guest.
     terminal: bool,
     window: Option<LaunchWindow>,
-    population: Option<Population>,
+    population: Option<Arc<Population>>,
     vm: Arc<dyn Vm>,
 }
 
@@ -172,6 +172,7 @@ impl Machine {
             control: control.clone(),
             vm,
             transitions: Arc::new(Transitions::default()),
+            population: population.clone(),
         });
         let vcpus = (0..).zip(vcpus).map(|(id, (vcpu, phase))| {
             let context = VcpuContext {
@@ -186,14 +187,13 @@ impl Machine {
             };
             (vcpu, context)
         });
-        let processors = Processors::start(vcpus, &control, &ram)?;
+        let processors = Processors::start(vcpus, &control, &ram, population)?;
         if let Some(terminal) = &terminal {
             carry_input(&devices, &control, terminal)?;
         }
 
         wait_for_end(&control, &starts, &ram);
         processors.join();
-        drop(population);
         drop(ending);
         let result = control.take_outcome();
         drop(terminal);

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use hypervisor::Vcpu;
 
-use super::{Control, spawn};
+use super::{Control, Population, spawn};
 use crate::memory::GuestRam;
 use crate::vcpu::{self, VcpuContext};
 use crate::{Error, Result};
@@ -14,8 +14,10 @@ use crate::{Error, Result};
 /// Running vCPUs. Dropped, they end.
 pub(super) struct Processors {
     control: Arc<Control>,
-    /// What their conversions wait for must not hold their end up.
+    /// What their conversions wait for must not hold their end up,
     ram: Arc<GuestRam>,
+    /// nor must this, which they may be waiting for.
+    population: Option<Arc<Population>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -28,8 +30,9 @@ impl Processors {
         vcpus: impl IntoIterator<Item = (Box<dyn Vcpu>, VcpuContext)>,
         control: &Arc<Control>,
         ram: &Arc<GuestRam>,
+        population: Option<Arc<Population>>,
     ) -> Result<Self> {
-        let mut processors = Self { control: control.clone(), ram: ram.clone(), threads: Vec::new() };
+        let mut processors = Self { control: control.clone(), ram: ram.clone(), population, threads: Vec::new() };
         for (vcpu, context) in vcpus {
             let control = control.clone();
             let thread = spawn(&format!("vcpu{}", context.id), move || run(vcpu, context, &control))?;
@@ -45,6 +48,7 @@ impl Processors {
 
     fn join_all(&mut self) {
         self.ram.end_conversions();
+        self.population.iter().for_each(|population| population.end());
         for thread in self.threads.drain(..) {
             // A panic was caught on the thread itself.
             let _ = thread.join();
@@ -73,4 +77,43 @@ fn run(vcpu: Box<dyn Vcpu>, context: VcpuContext, control: &Control) {
         Err(error) => control.end(Err(error)),
     }
     control.leave(id);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::machine::{Stop, signal};
+    use crate::memory::conversion::Policy;
+    use crate::vcpu::tests::context;
+
+    #[test]
+    fn a_processor_that_waits_for_population_does_not_hold_the_end_up() {
+        signal::handle().unwrap();
+        let context = context(Policy::default());
+        let (populating, populated) = mpsc::channel::<()>();
+        let population = Population::of(move |over| {
+            while !over.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(populating);
+        });
+        let waiting = std::thread::spawn(move || assert!(populated.recv().is_err(), "nothing is sent"));
+        let processors = Processors {
+            control: context.control.clone(),
+            ram: context.ram.clone(),
+            population: Some(Arc::new(population)),
+            threads: vec![waiting],
+        };
+        context.control.end(Ok(Stop::Requested));
+        let (done, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            processors.join();
+            done.send(())
+        });
+        ended.recv_timeout(Duration::from_secs(60)).expect("the end waits for ever");
+    }
 }
