@@ -4,11 +4,15 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use arch::x86_64::Isolation;
+use arch::x86_64::map::PCI_SLOTS;
 use hypervisor::MemoryCaps;
 
 use crate::devices::virtio::pci::AccessPlatform;
 use crate::memory::conversion::Policy;
 use crate::{Error, Result};
+
+/// How many devices there is room for on the PCI bus: the first slot is the host bridge's.
+pub const DEVICE_SLOTS: u8 = PCI_SLOTS - 1;
 
 /// What a configuration comes to on a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,6 +225,13 @@ impl VmConfig {
             vsock: None,
             balloon: None,
         }
+    }
+
+    /// How many devices it puts on the PCI bus, each of which takes one of its [`DEVICE_SLOTS`].
+    pub fn devices_on_bus(&self) -> usize {
+        let consoles = usize::from(self.console != ConsoleConfig::Off);
+        let one_at_most = [self.vsock.is_some(), self.rng.is_some(), self.balloon.is_some()];
+        self.disks.len() + self.nets.len() + consoles + one_at_most.into_iter().filter(|there| *there).count()
     }
 
     /// What the configuration comes to on a host with these capabilities. Needs no file and makes nothing.

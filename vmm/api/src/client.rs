@@ -2,12 +2,15 @@
 //!
 //! Method and path are looked up in the document, so a new endpoint needs nothing here.
 
+mod answer;
+
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -15,11 +18,10 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use serde_json::Value;
 
 use crate::ROOT;
+use answer::answer;
 
 /// The most bytes of an answer.
 const ANSWER_LIMIT: u64 = 64 << 20;
-/// The most bytes of a line of a header, or before a chunk.
-const LINE_LIMIT: u64 = 16 << 10;
 
 static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::to_value(crate::document::document()).unwrap_or_default());
@@ -99,18 +101,33 @@ pub struct Answer {
 pub struct Client {
     socket: PathBuf,
     patience: Option<Duration>,
+    late: Option<Late>,
+}
+
+/// Whom to tell that an answer is late, and when.
+#[derive(Debug, Clone, Copy)]
+struct Late {
+    after: Duration,
+    tell: fn(),
 }
 
 impl Client {
     /// A client of this socket.
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), patience: None }
+        Self { socket: socket.to_owned(), patience: None, late: None }
     }
 
     /// The same, but it waits no longer than this for umbra's next move.
     #[must_use]
     pub fn patient(&self, patience: Duration) -> Self {
-        Self { socket: self.socket.clone(), patience: Some(patience) }
+        Self { patience: Some(patience), ..self.clone() }
+    }
+
+    /// The same, but it calls this from another thread where the answer to an operation has not begun after so long, and
+    /// waits on.
+    #[must_use]
+    pub fn telling(&self, after: Duration, tell: fn()) -> Self {
+        Self { late: Some(Late { after, tell }), ..self.clone() }
     }
 
     /// The names of all operations.
@@ -172,6 +189,7 @@ impl Client {
         accept: &str,
     ) -> Result<(u16, Box<dyn Read>), ClientError> {
         let (method, path) = find(operation).ok_or_else(|| ClientError::Unknown(operation.into()))?;
+        let _watch = self.late.map(Late::watch);
         let unreachable = |source: io::Error| match source.kind() {
             io::ErrorKind::PermissionDenied => ClientError::Denied { path: self.socket.clone() },
             _ => ClientError::Connect { path: self.socket.clone(), source },
@@ -189,8 +207,15 @@ impl Client {
         } else {
             request.push_str("\r\n");
         }
-        stream.write_all(request.as_bytes()).map_err(ClientError::Broken)?;
-        answer(stream)
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        match stream.write_all(request.as_bytes()) {
+            Ok(()) => answer(stream),
+            // Umbra wants no more of it, and may have said why.
+            Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
+                answer(stream).map_err(|_| ClientError::Broken(error))
+            }
+            Err(error) => Err(ClientError::Broken(error)),
+        }
     }
 
     fn connect(&self) -> io::Result<UnixStream> {
@@ -201,6 +226,21 @@ impl Client {
         }
         connect(&socket, &SocketAddrUnix::new(&self.socket)?)?;
         Ok(socket.into())
+    }
+}
+
+impl Late {
+    /// Tells it, unless what this returns is dropped before.
+    fn watch(self) -> mpsc::Sender<()> {
+        let (answered, answer) = mpsc::channel();
+        let body = move || {
+            if answer.recv_timeout(self.after) == Err(RecvTimeoutError::Timeout) {
+                (self.tell)();
+            }
+        };
+        // Without a thread, nobody is told, and the answer is the same.
+        let _ = std::thread::Builder::new().name("late".into()).spawn(body);
+        answered
     }
 }
 
@@ -219,57 +259,6 @@ fn find(name: &str) -> Option<(String, &'static str)> {
         let (method, _) = operations.find(|(_, operation)| operation["operationId"] == name)?;
         Some((method.to_uppercase(), path.as_str()))
     })
-}
-
-/// Status and body of an answer; the server closes the connection behind it.
-fn answer(stream: UnixStream) -> Result<(u16, Box<dyn Read>), ClientError> {
-    let mut reader = BufReader::new(stream);
-    let mut line = || -> Result<String, ClientError> {
-        let mut line = String::new();
-        (&mut reader).take(LINE_LIMIT).read_line(&mut line).map_err(ClientError::Broken)?;
-        Ok(line)
-    };
-    let first = line()?;
-    let status = first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
-    let status = status.ok_or(ClientError::NotHttp("no status"))?;
-    let mut chunked = false;
-    loop {
-        let header = line()?.to_ascii_lowercase();
-        match header.trim_end() {
-            "" => break,
-            "transfer-encoding: chunked" => chunked = true,
-            _ => {}
-        }
-    }
-    Ok((status, if chunked { Box::new(Chunks { reader, left: 0 }) } else { Box::new(reader) }))
-}
-
-/// A body in chunks (RFC 9112, 7.1).
-struct Chunks {
-    reader: BufReader<UnixStream>,
-    left: u64,
-}
-
-impl Read for Chunks {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left == 0 {
-            let mut line = String::new();
-            (&mut self.reader).take(LINE_LIMIT).read_line(&mut line)?;
-            if line.trim_end().is_empty() {
-                // The end of the chunk before.
-                line.clear();
-                (&mut self.reader).take(LINE_LIMIT).read_line(&mut line)?;
-            }
-            let size = line.split(';').next().unwrap_or_default().trim();
-            self.left = u64::from_str_radix(size, 16).map_err(|_| io::Error::other("a chunk without a size"))?;
-            if self.left == 0 {
-                return Ok(0);
-            }
-        }
-        let count = (&mut self.reader).take(self.left).read(buffer)?;
-        self.left -= count as u64;
-        Ok(count)
-    }
 }
 
 #[cfg(test)]

@@ -19,12 +19,19 @@ pub struct ConfigError {
     pub field: String,
     /// Why, and what to do.
     pub reason: String,
+    /// Whether it could be had, were it not for what the machine has besides.
+    pub clashes: bool,
 }
 
 impl ConfigError {
     /// An error about this field.
     pub fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { field: field.into(), reason: reason.into() }
+        Self { field: field.into(), reason: reason.into(), clashes: false }
+    }
+
+    /// An error about this field that is due to another part of the configuration.
+    pub fn clash(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { clashes: true, ..Self::new(field, reason) }
     }
 
     /// The same of a field inside another.

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use vmm::memory::ConversionError;
+use vmm::memory::conversion::SetupError;
 
 use crate::convert::ConfigError;
 
@@ -59,6 +60,7 @@ impl ApiError {
             System, Vcpu,
         };
         let status = match error {
+            Memory(error) if is_too_much(error) => StatusCode::BAD_REQUEST,
             Hypervisor(_) | Memory(_) | GuestMemory { .. } | Conversion(_) | System { .. } | Vcpu { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -84,6 +86,11 @@ impl ApiError {
         };
         Self::caused(status, "the memory was not converted", error)
     }
+}
+
+/// Whether it is the size of the memory that was asked for: no host has so much, or takes it in one piece.
+fn is_too_much(error: &SetupError) -> bool {
+    matches!(error, SetupError::Map(_) | SetupError::Hypervisor(hypervisor::Error::RegionTooLarge { .. }))
 }
 
 impl From<ConfigError> for ApiError {
@@ -122,5 +129,22 @@ impl utoipa::IntoResponses for Errors {
             (status.to_string(), response.build().into())
         };
         errors.into_iter().map(response).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hypervisor::{Error, GpaRange};
+
+    use super::*;
+
+    #[test]
+    fn more_memory_than_is_possible_is_the_clients_mistake_and_a_host_that_fails_is_not() {
+        let status = |error: SetupError| ApiError::from_machine("the machine was not booted", &error.into()).status;
+        let range = GpaRange::new(1 << 32, 12 << 40).unwrap();
+        assert_eq!(status(Error::RegionTooLarge { range, limit: (1 << 31) - 1 }.into()), 400);
+        let source = std::io::ErrorKind::OutOfMemory.into();
+        assert_eq!(status(Error::Failed { operation: "make", subject: "a VM".into(), source }.into()), 500);
+        assert_eq!(status(SetupError::Thread(std::io::ErrorKind::WouldBlock.into())), 500);
     }
 }

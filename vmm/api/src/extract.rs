@@ -65,26 +65,48 @@ impl<T: DeserializeOwned + Serialize, S: Sync> FromRequest<S> for Body<T> {
         json.end().map_err(|error| bad(&error))?;
         let given = serde_json::from_slice(&bytes).map_err(|error| bad(&error))?;
         let taken = serde_json::to_value(&value).map_err(|error| bad(&error))?;
-        match has_shape(&given, &taken) {
-            true => Ok(Self(value)),
-            false => {
-                Err(ApiError::bad_request("the body is not as it must be: there is an array where an object belongs"))
-            }
+        match find_misshapen(&given, &taken) {
+            None => Ok(Self(value)),
+            Some(Misshapen { place, given, taken }) => Err(ApiError::bad_request(format!(
+                "the body is not as it must be, at {}: there is {given} where {taken} belongs",
+                if place.is_empty() { "its top" } else { place.trim_start_matches('.') }
+            ))),
         }
     }
 }
 
-/// Whether what is taken for an object was given as one: serde takes arrays for structures, too.
-fn has_shape(given: &Value, taken: &Value) -> bool {
+/// Something of one kind that was taken for another.
+struct Misshapen {
+    /// `.disks[1].path`, empty for the whole.
+    place: String,
+    given: &'static str,
+    taken: &'static str,
+}
+
+/// Finds what is not of the kind that it was taken for: serde takes arrays for structures, and objects for names.
+fn find_misshapen(given: &Value, taken: &Value) -> Option<Misshapen> {
+    let inside = |place: String, found: Misshapen| Misshapen { place: place + &found.place, ..found };
     match (given, taken) {
-        (Value::Object(given), Value::Object(taken)) => {
-            taken.iter().all(|(name, taken)| given.get(name).is_none_or(|given| has_shape(given, taken)))
-        }
-        (_, Value::Object(_)) => false,
+        (Value::Object(given), Value::Object(taken)) => taken
+            .iter()
+            .find_map(|(name, taken)| Some(inside(format!(".{name}"), find_misshapen(given.get(name)?, taken)?))),
         (Value::Array(given), Value::Array(taken)) => {
-            given.iter().zip(taken).all(|(given, taken)| has_shape(given, taken))
+            let mut items = given.iter().zip(taken).enumerate();
+            items.find_map(|(i, (given, taken))| Some(inside(format!("[{i}]"), find_misshapen(given, taken)?)))
         }
-        _ => true,
+        _ if kind(given) == kind(taken) => None,
+        _ => Some(Misshapen { place: String::new(), given: kind(given), taken: kind(taken) }),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a switch",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
     }
 }
 
@@ -107,5 +129,30 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Query<T> {
             ApiError::caused(StatusCode::BAD_REQUEST, "the query is not as it must be", error)
         };
         axum::extract::Query::<T>::try_from_uri(&parts.uri).map(|query| Self(query.0)).map_err(|error| bad(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_was_taken_for_another_kind_is_found_where_it_is() {
+        let taken = json!({ "list": [{ "a": "x" }, { "a": "y", "made_up": 1 }], "n": 1, "any": { "of": [null] } });
+        let place = |given| find_misshapen(&given, &taken).map(|found| found.place);
+        let fine = json!({ "list": [{ "a": "x" }, { "a": "y" }], "n": 2, "null": null, "any": { "of": [null] } });
+        assert_eq!(place(fine), None);
+        for (given, expected) in [
+            (json!([]), ""),
+            (json!({ "list": [{ "a": "x" }, ["y"]] }), ".list[1]"),
+            (json!({ "list": [{ "a": "x" }, { "a": { "y": null } }] }), ".list[1].a"),
+            (json!({ "list": { "0": "x" } }), ".list"),
+            (json!({ "n": true }), ".n"),
+            (json!({ "any": null }), ".any"),
+        ] {
+            assert_eq!(place(given).as_deref(), Some(expected));
+        }
     }
 }

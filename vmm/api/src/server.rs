@@ -37,9 +37,18 @@ const THREAD_IDLE: Duration = Duration::from_secs(1);
 /// How long requests that are under way have when the server ends.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How far a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Clients can connect, and wait.
+    Held,
+    Open,
+    Ending,
+}
+
 /// A server that runs.
 pub struct Server {
-    stop: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -49,6 +58,16 @@ impl Server {
     /// # Errors
     /// A path that can't be bound, or no thread.
     pub fn start(path: &Path, controller: Arc<Controller>) -> Result<Self, BindError> {
+        let server = Self::hold(path, controller)?;
+        server.open();
+        Ok(server)
+    }
+
+    /// The same, but whoever connects is neither heard nor answered before [`Server::open`]. All that can fail has been done.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn hold(path: &Path, controller: Arc<Controller>) -> Result<Self, BindError> {
         let socket = Socket::bind(path)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -57,15 +76,20 @@ impl Server {
             .thread_name("api-wait")
             .build()
             .map_err(BindError::Thread)?;
-        let (stop, stopped) = watch::channel(false);
+        let (phase, phases) = watch::channel(Phase::Held);
         // Here, so that the memory which it took to make is free when this returns.
         let service = crate::document::service(controller);
         let body = move || {
-            runtime.block_on(serve(socket, service, stopped));
+            runtime.block_on(serve(socket, service, phases));
             runtime.shutdown_timeout(GRACE);
         };
         let thread = std::thread::Builder::new().name("api".into()).spawn(body).map_err(BindError::Thread)?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { phase, thread: Some(thread) })
+    }
+
+    /// Serves those who wait, and all who come.
+    pub fn open(&self) {
+        let _ = self.phase.send(Phase::Open);
     }
 
     /// Ends: takes no more requests, lets those under way finish, and removes the socket.
@@ -74,7 +98,7 @@ impl Server {
     }
 
     fn finish(&mut self) {
-        let _ = self.stop.send(true);
+        let _ = self.phase.send(Phase::Ending);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -87,16 +111,20 @@ impl Drop for Server {
     }
 }
 
-async fn serve(socket: Socket, service: Router, mut stopped: watch::Receiver<bool>) {
+async fn serve(socket: Socket, service: Router, mut phases: watch::Receiver<Phase>) {
     let listener = match socket.listener() {
         Ok(listener) => listener,
         Err(error) => return tracing::error!("cannot serve the API: {error}"),
     };
+    let open = phases.wait_for(|phase| *phase != Phase::Held).await.is_ok_and(|phase| *phase == Phase::Open);
+    if !open {
+        return;
+    }
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let strangers = Arc::new(Semaphore::new(connection::STRANGERS));
     loop {
         let accepted = tokio::select! {
-            () = stop(&mut stopped) => break,
+            () = stop(&mut phases) => break,
             accepted = async {
                 let permit = room.clone().acquire_owned().await;
                 (permit, listener.accept().await)
@@ -104,7 +132,7 @@ async fn serve(socket: Socket, service: Router, mut stopped: watch::Receiver<boo
         };
         match accepted {
             (Ok(permit), Ok((stream, _))) => {
-                tokio::spawn(connection::serve(stream, service.clone(), stopped.clone(), permit, strangers.clone()));
+                tokio::spawn(connection::serve(stream, service.clone(), phases.clone(), permit, strangers.clone()));
             }
             (_, Err(error)) => {
                 // Such as no more descriptors: others may end.
@@ -121,6 +149,45 @@ async fn serve(socket: Socket, service: Router, mut stopped: watch::Receiver<boo
 }
 
 /// Returns when the server is to end.
-async fn stop(stopped: &mut watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stopped| *stopped).await;
+async fn stop(phases: &mut watch::Receiver<Phase>) {
+    let _ = phases.wait_for(|phase| *phase == Phase::Ending).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm::events::EventMonitor;
+
+    use super::*;
+    use crate::Settings;
+    use crate::client::{Client, ClientError};
+    use crate::model::ModelHost;
+
+    /// Longer than an answer takes, so that one that comes is seen.
+    const WHILE: Duration = Duration::from_millis(300);
+
+    #[test]
+    fn who_connects_to_a_server_that_is_held_waits_and_is_served_once_it_is_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("api");
+        let events = Arc::new(EventMonitor::new());
+        let (controller, _ended) = Controller::new(Arc::new(ModelHost::default()), events, Settings::default());
+        let server = Server::hold(&path, controller.clone()).unwrap();
+        assert!(Client::new(&path).patient(WHILE).call("vmm.ping", &[], None, "*/*").unwrap_err().is_timeout());
+        let waiting = std::thread::spawn({
+            let client = Client::new(&path);
+            move || client.call("vm.info", &[], None, "*/*")
+        });
+        let config = crate::testing::create("/proc/self/exe");
+        controller.create(serde_json::from_str(&config).unwrap()).unwrap();
+        server.open();
+        waiting.join().unwrap().unwrap();
+        server.end();
+        // One that was never opened ends as well, and nobody who waits for it waits on.
+        let server = Server::hold(&path, controller).unwrap();
+        let waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        drop(server);
+        assert!(!path.exists());
+        assert_eq!(std::io::Read::read(&mut &waiting, &mut [0]).unwrap_or_default(), 0);
+        assert!(matches!(Client::new(&path).call("vmm.ping", &[], None, "*/*"), Err(ClientError::Connect { .. })));
+    }
 }

@@ -29,7 +29,7 @@ use super::virtio::VirtioDevice;
 use super::virtio::balloon::{Balloon, BalloonSize, ReclaimPages};
 use super::virtio::console::ConsoleInput;
 use super::virtio::pci::{AccessPlatform, MEMORY_SIZE, Platform, VirtioPci};
-use crate::config::{BalloonConfig, DiskConfig, NetConfig, VmConfig, VsockConfig};
+use crate::config::{BalloonConfig, DEVICE_SLOTS, DiskConfig, NetConfig, VmConfig, VsockConfig};
 use crate::memory::guarded::DeviceMemory;
 use crate::{Error, Result};
 use build::Wanted;
@@ -346,9 +346,9 @@ impl Inventory {
         if self.ended {
             return Err(Error::Ended);
         }
-        let slots = 1..PCI_SLOTS;
-        let free = slots.clone().find(|slot| !self.devices.contains_key(slot) && !self.reserved.contains_key(slot));
-        let slot = free.ok_or(Error::NoSlot { slots: slots.end - slots.start })?;
+        let mut slots = 1..PCI_SLOTS;
+        let free = slots.find(|slot| !self.devices.contains_key(slot) && !self.reserved.contains_key(slot));
+        let slot = free.ok_or(Error::NoSlot { slots: DEVICE_SLOTS })?;
         let id = match id {
             Some(id) => self.check_name(id)?,
             None => self.make_up_name(kind),

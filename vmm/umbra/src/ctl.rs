@@ -11,16 +11,16 @@ mod watch;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::CommandFactory;
+use clap::error::ErrorKind;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 use umbra_api::client::{Answer, Client, ClientError};
 
-use command::Command;
+use command::{Command, no_json};
 
 /// Steer a machine through the socket that `umbra run --api-socket` serves.
 #[derive(clap::Args)]
@@ -41,7 +41,7 @@ pub struct Args {
     /// The socket.
     #[arg(long, global = true, help_heading = crate::GLOBAL, value_name = "PATH", env = "UMBRA_SOCKET")]
     socket: Option<PathBuf>,
-    /// Write the API's JSON.
+    /// Write the API's JSON. Not for metrics, memory watch and pictures of memory, which are none.
     #[arg(long, global = true, help_heading = crate::GLOBAL)]
     json: bool,
     #[command(subcommand)]
@@ -59,24 +59,24 @@ pub struct Session {
 
 pub fn ctl(args: &Args) -> anyhow::Result<ExitCode> {
     let socket = args.socket.as_ref().context("say which socket umbra serves: --socket PATH, or UMBRA_SOCKET")?;
-    let session = Session { client: Client::new(socket), json: args.json };
+    if let Some(what) = no_json(&args.command).filter(|_| args.json) {
+        let message = format!("the API has no JSON for {what}: leave --json out");
+        crate::Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
+    }
+    let session = Session { client: Client::new(socket).telling(PATIENCE, tell_that_it_is_late), json: args.json };
     match session.run(&args.command) {
         Err(error) if !error.is::<Closed>() => Err(in_words_of_ctl(error)),
         _ => Ok(ExitCode::SUCCESS),
     }
 }
 
+fn tell_that_it_is_late() {
+    eprintln!("umbra: no answer yet: what serves the socket is busy, or has been stopped");
+}
+
 impl Session {
     fn call(&self, operation: &str, query: &[(&str, String)], body: Option<&Value>) -> anyhow::Result<Answer> {
-        let (answered, answer) = mpsc::channel::<()>();
-        std::thread::spawn(move || {
-            if answer.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("umbra: no answer yet: what serves the socket is busy, or has been stopped");
-            }
-        });
-        let result = self.client.call(operation, query, body, "application/json");
-        drop(answered);
-        Ok(result?)
+        Ok(self.client.call(operation, query, body, "application/json")?)
     }
 
     /// Calls an operation and shows its answer, as a table by `show` or as it is.
@@ -165,9 +165,46 @@ fn write_out(bytes: &[u8]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixListener;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use clap::Parser;
     use umbra_api::routes::unsupported::UNSUPPORTED;
 
     use super::*;
+
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+
+    fn count() {
+        TOLD.fetch_add(1, Ordering::SeqCst);
+    }
+
+    #[test]
+    fn an_answer_that_is_late_is_told_of_whatever_was_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, picture) = (folder.path().join("api"), folder.path().join("picture"));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let picture = ["memory", "map", "--svg", picture.to_str().unwrap()];
+        let commands = [&["ping"][..], &["metrics"], &["call", "vmm.ping"], &["events"], &picture];
+        for (i, command) in commands.into_iter().enumerate() {
+            let cli = crate::Cli::try_parse_from([&["umbra", "ctl"], command].concat()).ok().unwrap();
+            let crate::Command::Ctl(args) = cli.command else { panic!("it is ctl") };
+            let client = Client::new(&socket).telling(Duration::from_millis(1), count);
+            let asking = std::thread::spawn(move || Session { client, json: false }.run(&args.command).unwrap());
+            let (mut stream, _) = listener.accept().unwrap();
+            let limit = std::time::Instant::now() + Duration::from_secs(60);
+            while TOLD.load(Ordering::SeqCst) <= i && std::time::Instant::now() < limit {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // The answer comes all the same.
+            let answer = b"HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n";
+            assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+            stream.write_all(answer).unwrap();
+            asking.join().unwrap();
+            assert_eq!(TOLD.load(Ordering::SeqCst), i + 1, "{command:?}");
+        }
+    }
 
     #[test]
     fn each_operation_has_a_command() {

@@ -1,8 +1,8 @@
 //! `umbra`: run virtual machines whose memory nobody can map.
 //!
 //! Exit status: 0 when the guest powered off, the operator ended it, or a check found what it looked for; 1 for an
-//! error, with its whole chain of causes on standard error; 2 for a command line that makes no sense. Help says what that is for
-//! each command.
+//! error, with its whole chain of causes on standard error; 2 for a command line, or UMBRA_LOG, that makes no sense. Help says
+//! what that is for each command.
 
 mod allocator;
 mod check;
@@ -32,7 +32,7 @@ const GLOBAL: &str = "Global options";
 Exit status:
   0  it is done: umbra run says when, and umbra check what it found
   1  an error, told on standard error
-  2  a command line that makes no sense
+  2  a command line or UMBRA_LOG that makes no sense
 
 Environment:
   UMBRA_LOG     what to say on standard error, such as warn,vmm=debug; instead of -v
@@ -66,7 +66,10 @@ enum Command {
 fn main() -> ExitCode {
     allocator::give_memory_back();
     let cli = Cli::parse();
-    logging::start(cli.verbose, cli.log_format);
+    if let Err(error) = logging::start(cli.verbose, cli.log_format) {
+        eprintln!("umbra: {error:#}");
+        return ExitCode::from(2);
+    }
     let result = match &cli.command {
         Command::Run(args) => run::run(args),
         Command::Check(args) => check::check(args),

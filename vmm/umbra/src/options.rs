@@ -185,7 +185,14 @@ pub fn event_monitor(text: &str) -> Result<PathBuf, String> {
 
 /// `--api-socket PATH` or `--api-socket path=PATH`, as Cloud Hypervisor takes both.
 pub fn api_socket(text: &str) -> Result<PathBuf, String> {
-    if text.starts_with("path=") { only_path(text) } else { Ok(text.into()) }
+    match text.split_once('=') {
+        Some(("path", _)) => only_path(text),
+        Some(("fd", _)) => Err(format!(
+            "{text:?} is no path: umbra makes its socket itself, and takes none that is open already (a file of this name is \
+             path={text})"
+        )),
+        _ => Ok(text.into()),
+    }
 }
 
 fn only_path(text: &str) -> Result<PathBuf, String> {
@@ -237,9 +244,15 @@ mod tests {
         assert!(disk("path=x,vhost_user=on").unwrap_err().contains("vhost_user"));
         assert!(net("tap=t,mac=ff:ff:ff:ff:ff:ff").unwrap_err().contains("mac"));
         assert!(net("tap=t,ip=::1").unwrap_err().contains("ip"));
-        for bad in
-            ["implicit", "implicit=no", "explicit=0/s", "explicit=-1/s", "explicit=5", "host=9999999999/s", "x=allow"]
-        {
+        for bad in [
+            "implicit",
+            "implicit=no",
+            "explicit=0/s",
+            "explicit=+5/s",
+            "explicit=007/s",
+            "host=4294967295/s",
+            "x=allow",
+        ] {
             assert!(conversions(bad).is_err(), "{bad}");
         }
         assert_eq!(conversions("implicit=refuse").unwrap().implicit.as_deref(), Some("refuse"));
@@ -257,6 +270,8 @@ mod tests {
         assert!(event_monitor("/tmp/x").is_err() && event_monitor("fd=3").is_err() && event_monitor("path=").is_err());
         assert_eq!(api_socket("path=/a"), Ok("/a".into()));
         assert_eq!(api_socket("/a"), Ok("/a".into()));
+        assert_eq!(api_socket("path=fd=3"), Ok("fd=3".into()));
+        assert!(api_socket("fd=3").unwrap_err().contains("is no path") && api_socket("path=").is_err());
         assert_eq!((bytes("0x1000"), bytes("16M")), (Ok(4096), Ok(16 << 20)));
         assert!(bytes("0xg").is_err());
     }

@@ -193,25 +193,23 @@ fn serve(args: &Args, controller: &Arc<Controller>, file: Option<(&Path, NewFile
         }
         None => Ok(()),
     };
-    let Some(config) = args.machine() else {
-        let server = start_server(args, controller)?;
-        return keep().map(|()| server);
-    };
-    controller.create(config).map_err(plain)?;
-    // First, so that whoever waits for the socket finds a machine; and before the machine, which may take the terminal.
-    let server = start_server(args, controller)?;
-    match controller.boot(keep) {
-        Ok(kept) => kept.map(|()| server),
-        Err(BootError::Machine(error)) => Err(error.into()),
-        Err(BootError::Order(error)) => Err(plain(error)),
-    }
-}
-
-fn start_server(args: &Args, controller: &Arc<Controller>) -> anyhow::Result<Option<Server>> {
-    let server = args.api_socket.as_ref().map(|path| Server::start(path, controller.clone()));
-    let server = server.transpose()?;
+    let config = args.machine();
+    let has_machine = config.is_some();
+    config.map_or(Ok(()), |config| controller.create(config)).map_err(plain)?;
+    // The socket first, since a machine may take the terminal. Who connects waits until the machine runs: nobody can boot it,
+    // or delete it, before this does.
+    let server = args.api_socket.as_ref().map(|path| Server::hold(path, controller.clone())).transpose()?;
     // Its document took megabytes to make, in small pieces.
     crate::allocator::trim();
+    if has_machine {
+        controller.boot(keep).map_err(|error| match error {
+            BootError::Machine(error) => error.into(),
+            BootError::Order(error) => plain(error),
+        })??;
+    } else {
+        keep()?;
+    }
+    server.iter().for_each(Server::open);
     Ok(server)
 }
 
@@ -247,9 +245,68 @@ fn handle_signals(mut signals: Signals, controller: &Arc<Controller>) -> anyhow:
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use std::sync::Mutex;
+    use std::time::Duration;
 
+    use clap::Parser;
+    use umbra_api::client::Client;
+    use umbra_api::host::{Built, Host};
+    use umbra_api::model::ModelHost;
+    use vmm::console::Output;
+
+    use super::*;
     use crate::Cli;
+
+    /// The model; before it builds a machine, a client asks something of the API here.
+    struct Asked {
+        client: Client,
+        /// Whether the client was left waiting, for each machine.
+        waited: Mutex<Vec<bool>>,
+    }
+
+    impl Host for Asked {
+        fn check(&self, config: &vmm::VmConfig) -> vmm::Result<()> {
+            ModelHost::default().check(config)
+        }
+
+        fn build(
+            &self,
+            config: &vmm::VmConfig,
+            output: &Output,
+            events: &Arc<EventMonitor>,
+        ) -> vmm::Result<Box<dyn Built>> {
+            // The socket is there, and takes connections. Nothing about this request needs the machine.
+            let answer = self.client.call("vmm.ping", &[], None, "*/*");
+            self.waited.lock().unwrap().push(answer.is_err_and(|error| error.is_timeout()));
+            ModelHost::default().build(config, output, events)
+        }
+    }
+
+    #[test]
+    fn the_machine_of_the_command_line_is_booted_before_a_client_is_heard() {
+        for (kernel, fine) in [("/proc/self/exe", true), ("/no/such/kernel", false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let socket = folder.path().join("api");
+            let client = Client::new(&socket);
+            let host = Arc::new(Asked { client: client.patient(Duration::from_millis(300)), waited: Mutex::default() });
+            let (controller, _ended) =
+                Controller::new(host.clone(), Arc::new(EventMonitor::new()), Settings::default());
+            let line = ["umbra", "run", "--kernel", kernel, "--serial", "null", "--memory", "size=16M", "--api-socket"];
+            let cli = Cli::try_parse_from(line.into_iter().chain([socket.to_str().unwrap()])).ok().unwrap();
+            let crate::Command::Run(args) = cli.command else { panic!("it is run") };
+            let result = serve(&args, &controller, None);
+            assert_eq!(*host.waited.lock().unwrap(), [true]);
+            assert_eq!(result.is_ok(), fine);
+            if fine {
+                let info = client.call("vm.info", &[], None, "*/*").unwrap();
+                assert!(String::from_utf8(info.body).unwrap().contains("Running"));
+                client.call("vm.boot", &[], None, "*/*").unwrap_err();
+            }
+            drop(result);
+            controller.close();
+            assert!(!socket.exists());
+        }
+    }
 
     #[test]
     fn options_of_a_machine_need_its_kernel() {

@@ -117,6 +117,28 @@ fn program(arguments: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
+fn a_body_that_is_too_large_is_refused_with_the_reason() {
+    let bed = Bed::new();
+    let (config, socket) = (bed.folder.path().join("config"), bed.folder.path().join("api"));
+    // More than a socket holds: umbra answers, and closes the connection, while most of it is still to be sent.
+    std::fs::write(&config, format!("\"{}\"", "x".repeat(3 << 20))).unwrap();
+    let (status, said, error) =
+        program(&["ctl", "--socket", socket.to_str().unwrap(), "create", config.to_str().unwrap()]);
+    assert_eq!((status, said.as_str(), error.as_str()), (Some(1), "", "umbra: the body has more than 1048576 bytes\n"));
+}
+
+#[test]
+fn what_to_say_must_make_sense() {
+    for (asked, expected) in [("vmm=nonsense,,=", Some(2)), ("warn,vmm=debug", Some(0)), ("", Some(0))] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_umbra"));
+        let output = command.args(["completions", "bash"]).env("UMBRA_LOG", asked).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), expected, "{error}");
+        assert_eq!(error.contains("UMBRA_LOG makes no sense"), expected == Some(2), "{error}");
+    }
+}
+
+#[test]
 fn exit_statuses_are_as_help_says() {
     let bed = Bed::new();
     let socket = bed.folder.path().join("api");
@@ -134,6 +156,10 @@ fn exit_statuses_are_as_help_says() {
         (&["run", "--kernel", "/no/such", "--serial", "null"], 1),
         (&["run", "--kernel", "/no/such", "--cpus", "boot=2,max=4"], 2),
         (&["run"], 2),
+        (&["run", "--api-socket", "fd=3"], 2),
+        (&["ctl", "--socket", "/no/such", "--json", "metrics"], 2),
+        (&["ctl", "--socket", "/no/such", "memory", "watch", "--json"], 2),
+        (&["ctl", "--socket", "/no/such", "memory", "map", "--svg", "/no/such", "--json"], 2),
         (&["check", "--walk"], 2),
     ] {
         let (status, said, error) = program(arguments);

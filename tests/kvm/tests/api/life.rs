@@ -80,6 +80,8 @@ fn mistakes() -> anyhow::Result<()> {
         ("payload", json!({ "kernel": "/no/such/kernel" }), "/no/such/kernel"),
         ("payload", json!({ "kernel": "/proc/version" }), "/proc/version"),
         ("memory", json!({ "size": 1000, "unmappable": true }), "1000 bytes"),
+        ("memory", json!({ "size": 9u64 << 40, "unmappable": true }), "give the guest less memory"),
+        ("memory", json!({ "size": 60u64 << 40, "unmappable": true }), "attribute map"),
         ("memory", json!({ "size": 64 << 20, "unmappable": true, "window": 64 << 20 }), "a window of"),
         ("serial", json!({ "mode": "File", "file": "/no/such/file" }), "/no/such/file"),
     ] {

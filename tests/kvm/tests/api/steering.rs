@@ -1,21 +1,23 @@
 //! `umbra ctl`, events, and how the process ends.
 
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use kvm_tests::hostile::{Boot, HostileGuest};
-use kvm_tests::umbra::process::{Finished, finish};
+use kvm_tests::umbra::process::{Finished, Running, finish};
 use serde_json::Value;
+use umbra_api::client::{Client, ClientError};
 
 use crate::Test;
-use crate::bed::Bed;
+use crate::bed::{Bed, does, may_not};
 
 pub const TESTS: &[Test] = &[
     ("ctl_steers_a_machine", ctl),
     ("events_come_as_they_happen", events),
     ("a_guest_that_powers_off_ends_the_process_unless_it_is_to_stay", power_off),
     ("a_socket_in_use_is_an_error", in_use),
+    ("who_asks_at_once_finds_the_machine_of_the_command_line_running", at_once),
 ];
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -106,5 +108,36 @@ fn in_use() -> anyhow::Result<()> {
     let second = finish(&mut second, LIMIT)?;
     ensure!(second.status.code() == Some(1) && second.stderr.contains("in use by another process"), "{second:?}");
     bed.does("vmm.ping", None).context("the first serves on")?;
+    bed.ends()
+}
+
+fn at_once() -> anyhow::Result<()> {
+    let bed = Bed::new(&[])?;
+    let (kernel, socket) = (bed.folder.path().join("vmlinux"), bed.folder.path().join("other"));
+    for operation in ["vm.boot", "vm.delete"].repeat(4) {
+        let mut command = Command::new(kvm_tests::umbra::program()?);
+        command.arg("run").arg("--kernel").arg(&kernel).arg("--api-socket").arg(&socket).stdin(Stdio::null());
+        command.args(["--cmdline", "hostile", "--serial", "null", "--memory", "size=64M,unmappable=on"]);
+        let mut umbra = Running::start(&mut command)?;
+        let client = Client::new(&socket);
+        // The first moment that anything can be asked.
+        let answer = loop {
+            match client.call(operation, &[], None, "application/json") {
+                Err(ClientError::Connect { .. }) if Instant::now() < bed.deadline => std::thread::yield_now(),
+                answer => break answer,
+            }
+        };
+        match (operation, answer) {
+            ("vm.boot", Err(ClientError::Refused { status: 405, .. })) => {
+                ensure!(does(&client, "vm.info", None)?["state"] == "Running");
+            }
+            ("vm.delete", Ok(_)) => may_not(&client, "vm.info", None, 404, "there is no machine")?,
+            other => anyhow::bail!("{other:?}; umbra says {:?}", umbra.stderr()),
+        }
+        does(&client, "vmm.shutdown", None)?;
+        let status = umbra.wait_before(bed.deadline)?;
+        ensure!(status.success() && umbra.stderr().is_empty(), "{operation}: {status}: {}", umbra.stderr());
+        ensure!(!socket.exists(), "the socket is left");
+    }
     bed.ends()
 }

@@ -10,7 +10,7 @@ use vmm::memory::conversion::Policy;
 use super::life::{Ended, Run, Work, lock};
 use super::{Controller, Vm, conflict, failed};
 use crate::ApiError;
-use crate::convert::{ConfigError, fill_in, is_fixed};
+use crate::convert::{fill_in, is_fixed};
 use crate::host::Guest;
 use crate::types::{DiskConfig, NetConfig, PciDeviceInfo, PolicyConfig, VmConfig, VsockConfig};
 
@@ -214,12 +214,10 @@ impl Controller {
         let guest = vm.guest().ok();
         let there = guest.iter().flat_map(|guest| guest.devices()).map(|device| device.id).collect::<Vec<_>>();
         fill_in(&mut config, &there).map_err(no_random_numbers)?;
-        // The whole must still be a machine: names are unique, and so on.
-        let checked = vmm::VmConfig::try_from(&config).map_err(|error| match error {
-            ConfigError { field, reason } if field.ends_with(".id") && reason.contains("another device") => {
-                conflict(&format!("{field}: {reason}"))
-            }
-            error => error.into(),
+        // The whole must still be a machine: names are unique, there is a slot for each device, and so on.
+        let checked = vmm::VmConfig::try_from(&config).map_err(|error| match error.clashes {
+            true => conflict(&error.to_string()),
+            false => error.into(),
         })?;
         self.host.check(&checked).map_err(failed("the machine can't have this device"))?;
         let Some((id, device)) = find(&checked) else { return Ok(None) };

@@ -54,6 +54,7 @@ impl TryFrom<&VmConfig> for to::VmConfig {
         let both_tty = config.serial == to::SerialConfig::Tty && config.console == to::ConsoleConfig::Tty;
         refuse("console.mode", both_tty, "the serial console has the terminal already: choose one of them")?;
         check_ids(&config)?;
+        check_slots(&config)?;
         Ok(config)
     }
 }
@@ -110,10 +111,24 @@ fn check_ids(config: &to::VmConfig) -> Result<(), ConfigError> {
         if let Some(id) = id
             && !seen.insert(id)
         {
-            return Err(ConfigError::new(field, format!("{id:?} is the name of another device already")));
+            return Err(ConfigError::clash(field, format!("{id:?} is the name of another device already")));
         }
     }
     Ok(())
+}
+
+/// There is a slot of the PCI bus for each device. So nothing that is done for each device is done without limit.
+fn check_slots(config: &to::VmConfig) -> Result<(), ConfigError> {
+    let (count, slots) = (config.devices_on_bus(), to::DEVICE_SLOTS);
+    if count <= usize::from(slots) {
+        return Ok(());
+    }
+    let field = if config.disks.len() >= config.nets.len() { "disks" } else { "net" };
+    let reason = format!(
+        "the machine would have {count} devices (its random numbers, console and balloon count, too), and the PCI bus has \
+         slots for {slots}: leave some out, or remove some"
+    );
+    Err(ConfigError::clash(field, reason))
 }
 
 fn one<'a, F, T: TryFrom<&'a F, Error = ConfigError>>(

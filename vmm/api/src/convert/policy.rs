@@ -14,13 +14,23 @@ pub fn rule_text(rule: Rule) -> String {
     }
 }
 
+/// The most digits of a limit, as the document says.
+const MAX_DIGITS: usize = 9;
+
 fn rule(field: &str, text: &str) -> Result<Rule, ConfigError> {
-    let limit = || text.strip_suffix("/s")?.parse().ok().map(|per_second| Rule::Limit { per_second });
+    let limit = || {
+        let digits = text.strip_suffix("/s")?;
+        let fine = digits.len() <= MAX_DIGITS && !digits.starts_with('0') && digits.bytes().all(|c| c.is_ascii_digit());
+        fine.then(|| digits.parse().ok()).flatten().map(|per_second| Rule::Limit { per_second })
+    };
     match text {
         "allow" => Ok(Rule::Allow),
         "refuse" => Ok(Rule::Refuse),
         _ => limit().ok_or_else(|| {
-            ConfigError::new(field, format!("{text:?} is no rule: choose allow, refuse, or a number above zero and /s"))
+            ConfigError::new(
+                field,
+                format!("{text:?} is no rule: choose allow, refuse, or a number from 1 to 999999999 and /s"),
+            )
         }),
     }
 }
@@ -62,7 +72,27 @@ mod tests {
         let policy = config.over(Policy::default()).unwrap();
         let all = PolicyConfig { explicit: Some("allow".into()), ..config };
         assert_eq!(PolicyConfig::from(policy), all);
-        for bad in ["", "no", "0/s", "-1/s", "5", "9999999999/s", "allow "] {
+        for most in ["999999999/s", "1/s"] {
+            let config = PolicyConfig { host: Some(most.into()), ..Default::default() };
+            assert_eq!(PolicyConfig::from(config.over(policy).unwrap()).host, config.host);
+        }
+        // What the document's pattern does not match.
+        for bad in [
+            "",
+            "no",
+            "0/s",
+            "-1/s",
+            "5",
+            "9999999999/s",
+            "4294967295/s",
+            "1000000000/s",
+            "+5/s",
+            "007/s",
+            "/s",
+            "5 /s",
+            "٣/s",
+            "allow ",
+        ] {
             let error = PolicyConfig { host: Some(bad.into()), ..Default::default() }.over(policy).unwrap_err();
             assert_eq!(error.field, "host");
         }

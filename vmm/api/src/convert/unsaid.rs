@@ -1,9 +1,10 @@
 //! What a configuration leaves to Umbra and what must stay the same from then on: names of devices and hardware addresses. And
 //! what Cloud Hypervisor's document promises that `vm.info` tells, where it was not said: the most processors that there can be.
 //!
-//! It is filled in once, when a machine is created or a device is added, and told by `vm.info`. So a guest finds its network
+//! The time that it takes grows with the number of devices, and not faster. It is filled in once, when a machine is created or a device is added, and told by `vm.info`. So a guest finds its network
 //! device again after each reset, and a device can be removed by the name that it is listed under.
 
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 
 use crate::types::VmConfig;
@@ -25,11 +26,14 @@ pub(crate) fn fill_in(config: &mut VmConfig, taken: &[String]) -> io::Result<()>
     let disks = || config.disks.iter().flatten().filter_map(|disk| disk.id.clone());
     let nets = || config.net.iter().flatten().filter_map(|net| net.id.clone());
     let vsock = config.vsock.iter().filter_map(|vsock| vsock.id.clone());
-    let mut taken: Vec<String> = disks().chain(nets()).chain(vsock).chain(taken.iter().cloned()).collect();
-    let mut name = |kind: &str| {
-        let mut names = (0u64..).map(|number| format!("_{kind}{number}"));
+    let mut taken: HashSet<String> = disks().chain(nets()).chain(vsock).chain(taken.iter().cloned()).collect();
+    let mut numbers = BTreeMap::new();
+    let mut name = |kind| {
+        // No name becomes free meanwhile: those that were tried need not be tried again.
+        let numbers = numbers.entry(kind).or_insert(0u64..);
+        let mut names = numbers.map(|number| format!("_{kind}{number}"));
         let name = names.find(|name| !taken.contains(name)).unwrap_or_default();
-        taken.push(name.clone());
+        taken.insert(name.clone());
         name
     };
     for disk in config.disks.iter_mut().flatten().filter(|disk| disk.id.is_none()) {
@@ -57,6 +61,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::types::DiskConfig;
+
+    #[test]
+    fn very_many_names_are_made_up_at_once() {
+        let disks = vec![DiskConfig::default(); 100_000];
+        let mut config = VmConfig { disks: Some(disks), ..VmConfig::default() };
+        let taken: Vec<_> = (0..50_000).map(|number| format!("_disk{}", 2 * number)).collect();
+        // It would take days, were all names looked through for each.
+        fill_in(&mut config, &taken).unwrap();
+        let names: Vec<_> = config.disks.unwrap().into_iter().filter_map(|disk| disk.id).collect();
+        assert_eq!((&*names[0], &*names[1], &*names[99_999]), ("_disk1", "_disk3", "_disk149999"));
+    }
 
     #[test]
     fn what_is_said_stays_and_what_is_made_up_is_nobodys() {

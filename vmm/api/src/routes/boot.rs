@@ -42,6 +42,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn more_memory_than_is_possible_is_the_clients_mistake() {
+        let server = Server::new();
+        let config = format!(r#"{{"payload":{{"kernel":"/proc/self/exe"}},"memory":{{"size":{}}}}}"#, 16u64 << 40);
+        server.put("/vm.create", Some(config)).await.is(204);
+        server.put("/vm.boot", None).await.fails(400, "more than an attribute map can hold");
+    }
+
+    #[tokio::test]
     async fn boots_again_what_was_shut_down() {
         let server = running().await;
         server.put("/vm.shutdown", None).await.is(204);

@@ -41,7 +41,18 @@ mod tests {
             ("", "needs a JSON body"),
             ("{", "EOF"),
             ("[]", "VmConfig"),
-            (r#"{"payload":{"kernel":"k"},"vsock":[3,"socket",null,null,null,null]}"#, "an array where"),
+            (
+                r#"{"payload":{"kernel":"k"},"vsock":[3,"socket",null,null,null,null]}"#,
+                "at vsock: there is an array where an object belongs",
+            ),
+            (
+                r#"{"payload":{"kernel":"k"},"serial":{"mode":{"Null":null}}}"#,
+                "at serial.mode: there is an object where a string belongs",
+            ),
+            (
+                r#"{"payload":{"kernel":"k"},"platform":{"isolation":{"none":null}}}"#,
+                "at platform.isolation: there is an object where a string belongs",
+            ),
             ("{}", "payload"),
             (r#"{"payload":{}}"#, "payload.kernel"),
             (r#"{"payload":{"kernel":"k"},"memroy":{}}"#, "memroy"),
@@ -68,6 +79,28 @@ mod tests {
             server.put("/vm.create", Some(body.into())).await.fails(400, word);
         }
         server.get("/vm.info").await.fails(404, "there is no machine");
+    }
+
+    #[tokio::test]
+    async fn no_more_devices_than_the_bus_has_slots() {
+        let many = |kind: &str, device: &str, count: usize, rest: &str| {
+            format!(r#"{{"payload":{{"kernel":"/k"}},"{kind}":[{}]{rest}}}"#, vec![device; count].join(","))
+        };
+        let more = r#","console":{"mode":"Null"},"balloon":{"size":0},"vsock":{"cid":3,"socket":"/v"}"#;
+        // Random numbers always take one.
+        for (kind, device, most, rest) in
+            [("disks", r#"{"path":"/d"}"#, 30, ""), ("net", "{}", 30, ""), ("disks", r#"{"path":"/d"}"#, 27, more)]
+        {
+            let server = Server::new();
+            for count in [most + 1, 40_000] {
+                server.put("/vm.create", Some(many(kind, device, count, rest))).await.fails(400, "slots for 31");
+            }
+            server.put("/vm.create", Some(many(kind, device, most, rest))).await.is(204);
+            server.put("/vm.add-disk", Some(r#"{"path":"/d"}"#.into())).await.fails(409, "slots for 31");
+            server.put("/vm.add-net", Some("{}".into())).await.fails(409, "slots for 31");
+            let devices = server.get("/vm.info").await.json()["config"][kind].as_array().map(Vec::len);
+            assert_eq!(devices, Some(most), "one that was refused is not noted");
+        }
     }
 
     #[tokio::test]

@@ -152,6 +152,8 @@ mod tests {
         server.put("/vm.memory-convert", request(window, 4096, "converting")).await.fails(400, "to:");
         let no_consent = format!(r#"{{"gpa":{window},"size":4096,"to":"shared"}}"#);
         server.put("/vm.memory-convert", Some(no_consent)).await.fails(400, "contents");
+        let an_object = format!(r#"{{"gpa":{window},"size":4096,"to":{{"shared":null}},"contents":"discard"}}"#);
+        server.put("/vm.memory-convert", Some(an_object)).await.fails(400, "at to: there is an object where a string");
         assert_eq!(server.get("/vm.memory-stats").await.json()["shared_bytes"], 0);
     }
 }

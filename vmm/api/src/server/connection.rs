@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt;
 
-use super::{BODY_LIMIT, HEADER_TIMEOUT, WRITE_TIMEOUT};
+use super::{BODY_LIMIT, HEADER_TIMEOUT, Phase, WRITE_TIMEOUT};
 use crate::ApiError;
 
 /// How many users who may not use the API are told so at a time.
@@ -35,7 +35,7 @@ const STRANGER_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) async fn serve(
     stream: UnixStream,
     service: Router,
-    mut stopped: watch::Receiver<bool>,
+    mut phases: watch::Receiver<Phase>,
     permit: OwnedSemaphorePermit,
     strangers: Arc<Semaphore>,
 ) {
@@ -54,7 +54,7 @@ pub(super) async fn serve(
         );
         tokio::select! {
             () = tell(stream, refusal, STRANGER_TIMEOUT) => {}
-            () = super::stop(&mut stopped) => {}
+            () = super::stop(&mut phases) => {}
         }
         return;
     }
@@ -67,7 +67,7 @@ pub(super) async fn serve(
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = super::stop(&mut stopped) => {
+        () = super::stop(&mut phases) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use umbra_api::types::{DiskConfig, NetConfig, VsockConfig};
 
-use super::memory::MemoryCommand;
+use super::memory::{self, MemoryCommand};
 use super::{Session, check_reader, table, write_out};
 use crate::options;
 
@@ -92,6 +92,15 @@ pub enum Command {
         #[arg(long, value_name = "PATH")]
         body: Option<PathBuf>,
     },
+}
+
+/// What a command writes that can't be JSON, if it is such a command.
+pub(super) fn no_json(command: &Command) -> Option<&'static str> {
+    match command {
+        Command::Metrics => Some("metrics, which are in Prometheus' text format"),
+        Command::Memory { command } => memory::no_json(command),
+        _ => None,
+    }
 }
 
 impl Session {

@@ -63,6 +63,15 @@ pub struct ConvertArgs {
     discard: bool,
 }
 
+/// What a command writes that can't be JSON, if it is such a command.
+pub(super) fn no_json(command: &MemoryCommand) -> Option<&'static str> {
+    match command {
+        MemoryCommand::Watch(_) => Some("memory watch, which draws"),
+        MemoryCommand::Map(MapArgs { svg: Some(_), .. }) => Some("pictures"),
+        _ => None,
+    }
+}
+
 impl Session {
     pub(super) fn memory(&self, command: &MemoryCommand) -> anyhow::Result<()> {
         match command {
