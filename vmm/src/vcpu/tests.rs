@@ -98,7 +98,7 @@ fn context_in(vm: Arc<ModelVm>, policy: Policy) -> VcpuContext {
     let control = Arc::new(Control::new(vec![Arc::new(Never)], true));
     let output = Output::new(SerialConfig::Null).writer(control.clone()).unwrap();
     let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
-    let manager = DeviceManager::new(vm, ram.devices().clone(), AccessPlatform::Required).unwrap();
+    let manager = DeviceManager::new(vm, ram.devices().clone(), AccessPlatform::Required, Arc::default()).unwrap();
     let devices =
         Arc::new(Devices { serial, console: None, cmos: Cmos::new(), manager, custom: CustomDevices::default() });
     VcpuContext {
