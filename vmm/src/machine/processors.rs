@@ -1,7 +1,7 @@
 //! The threads of a machine's vCPUs.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use hypervisor::Vcpu;
@@ -20,21 +20,31 @@ pub(super) struct Processors {
 }
 
 impl Processors {
-    /// Starts a thread for each vCPU. The first one that has a reason to ends the machine.
+    /// Starts a thread for each vCPU. The first one that has a reason to ends the machine. `begin` is called once all threads
+    /// are there, before the first of them enters the guest.
     ///
     /// # Errors
-    /// No thread to be had; those that have begun have ended again.
+    /// No thread to be had; those that have begun have ended again, and `begin` was not called.
     pub(super) fn start(
         vcpus: impl IntoIterator<Item = (Box<dyn Vcpu>, VcpuContext)>,
         control: &Arc<Control>,
         ram: &Arc<GuestRam>,
+        begin: impl FnOnce(),
     ) -> Result<Self> {
         let mut processors = Self { control: control.clone(), ram: ram.clone(), threads: Vec::new() };
+        // There is nothing behind it; and it is opened before `processors` is dropped, which waits for the threads.
+        let gate = Arc::new(RwLock::new(()));
+        let closed = gate.write().unwrap_or_else(PoisonError::into_inner);
         for (vcpu, context) in vcpus {
-            let control = control.clone();
-            let thread = spawn(&format!("vcpu{}", context.id), move || run(vcpu, context, &control))?;
+            let (control, gate) = (control.clone(), gate.clone());
+            let thread = spawn(&format!("vcpu{}", context.id), move || {
+                drop(gate.read());
+                run(vcpu, context, &control);
+            })?;
             processors.threads.push(thread);
         }
+        begin();
+        drop(closed);
         Ok(processors)
     }
 
