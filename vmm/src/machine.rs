@@ -104,7 +104,7 @@ pub struct Machine {
     /// Whether standard input goes to the guest.
     terminal: bool,
     window: Option<LaunchWindow>,
-    population: Option<Population>,
+    population: Option<Arc<Population>>,
     vm: Arc<dyn Vm>,
 }
 
@@ -177,6 +177,7 @@ impl Machine {
             control: control.clone(),
             vm,
             transitions: Arc::new(Transitions::default()),
+            population: population.clone(),
         };
         if let Some(terminal) = &terminal {
             carry_input(&devices, &control, terminal)?;
@@ -199,13 +200,12 @@ impl Machine {
             events.emit("vm", "booted", ());
             started(handle);
         };
-        let processors = Processors::start(vcpus, &control, &ram, begin)?;
+        let processors = Processors::start(vcpus, &control, &ram, population, begin)?;
 
         wait_for_end(&control, &starts, &ram);
         processors.join();
         let result = control.take_outcome();
         Stop::announce_reset(&result, events);
-        drop(population);
         drop(ending);
         drop(terminal);
         events.emit("memory", "stats", ram.statistics());

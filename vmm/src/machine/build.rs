@@ -82,7 +82,7 @@ pub(super) fn build(
         touched.iter().try_for_each(|range| ram.make_private(*range))?;
         let leaves = cpuid::for_processor(&supported, ram.layout(), processors, processors);
         // It goes on while the guest already runs.
-        population = Some(Population::start(&*vm, processors, &leaves, &ram, touched));
+        population = Some(Arc::new(Population::start(&*vm, processors, &leaves, &ram, touched)));
     }
     launch.blobs.iter().try_for_each(|blob| match &window {
         Some(window) => window.write(blob.gpa, &blob.data),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arch::x86_64::Isolation;
 use hypervisor::Vm;
 
-use super::{Control, Stop};
+use super::{Control, Population, Stop};
 use crate::devices::Devices;
 use crate::devices::manager::DeviceManager;
 use crate::error::chain;
@@ -22,6 +22,7 @@ pub struct MachineHandle {
     pub(super) control: Arc<Control>,
     pub(super) vm: Arc<dyn Vm>,
     pub(super) transitions: Arc<Transitions>,
+    pub(super) population: Option<Arc<Population>>,
 }
 
 /// Pausing and resuming, one at a time.
@@ -76,6 +77,7 @@ impl MachineHandle {
         }
         self.control.pause();
         self.ram.interrupt_conversions();
+        self.population.iter().for_each(|population| population.end());
         self.control.wait_until_still()?;
         self.devices.manager.pause();
         let clock = self.vm.clock();
@@ -146,18 +148,38 @@ impl MachineHandle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::signal;
     use crate::memory::conversion::Policy;
     use crate::vcpu::tests::context;
     use hypervisor::VmType;
     use hypervisor::model::ModelHypervisor;
 
-    #[test]
-    fn whoever_asks_whether_it_is_paused_waits_for_no_transition() {
+    fn handle(population: Option<Population>) -> MachineHandle {
         let context = context(Policy::default());
         let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
         let (ram, devices, control) = (context.ram, context.devices, context.control);
-        let handle =
-            MachineHandle { isolation: Isolation::None, ram, devices, control, vm, transitions: Arc::default() };
+        let (isolation, transitions, population) = (Isolation::None, Arc::default(), population.map(Arc::new));
+        MachineHandle { isolation, ram, devices, control, vm, transitions, population }
+    }
+
+    #[test]
+    fn a_pause_ends_the_population_of_memory() {
+        signal::handle().unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = over.clone();
+        let handle = handle(Some(Population::of(move |told| {
+            while !told.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            ended.store(true, Ordering::Release);
+        })));
+        handle.pause().unwrap();
+        assert!(over.load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn whoever_asks_whether_it_is_paused_waits_for_no_transition() {
+        let handle = handle(None);
         let transition = handle.transition();
         assert!(!handle.is_paused());
         drop(transition);

@@ -6,16 +6,17 @@
 //! populate meanwhile.
 //!
 //! It is only there to save time. What it can't do, the guest does: what a signal interrupts, and all that is left when the
-//! machine is paused. A page that is being populated as a pause begins is populated within it.
+//! machine is paused, which ends it.
 //!
-//! Guarantee: it has ended when this is dropped. A vCPU that never runs can wait in the call without end if what it knows of
+//! Guarantee: it has ended when [`Population::end`] returns, and when this is dropped. It is ended before anybody waits for a
+//! vCPU, which may be waiting for it. A vCPU that never runs can wait in the call without end if what it knows of
 //! the guest's memory has become obsolete (Linux before commit 20a6cff3b283, "Check and free obsolete roots in
 //! kvm_mmu_reload()"). Since 6.12 no change of this VM's makes it so, but the administrator who turns KVM's `nx_huge_pages` on
 //! or off in these milliseconds does; so it is sent signals until it has ended. Before 6.12 the capability is missing.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -31,9 +32,10 @@ use crate::memory::GuestRam;
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The thread.
+#[derive(Debug)]
 pub(super) struct Population {
     over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Population {
@@ -60,15 +62,24 @@ impl Population {
         if let Err(error) = &thread {
             tracing::warn!("the guest boots more slowly, for it populates its memory by itself: {error}");
         }
-        Self { over, thread: thread.ok() }
+        Self { over, thread: Mutex::new(thread.ok()) }
     }
-}
 
-impl Drop for Population {
-    fn drop(&mut self) {
+    /// One that does this, until it is told to end.
+    #[cfg(test)]
+    pub(super) fn of(body: impl FnOnce(&AtomicBool) + Send + 'static) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let told = over.clone();
+        let thread = std::thread::spawn(move || body(&told));
+        Self { over, thread: Mutex::new(Some(thread)) }
+    }
+
+    /// Ends it; returns when it has ended.
+    pub(super) fn end(&self) {
         self.over.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // One signal may come between its look at `over` and the call that it is to interrupt.
+        // Whoever else ends it waits here until it has.
+        if let Some(thread) = self.thread().take() {
+            // A signal may come between its look at `over` and the call that it is to interrupt.
             while !thread.is_finished() {
                 if let Err(error) = thread.kill(SIGRTMIN()) {
                     tracing::warn!("cannot interrupt the thread that populates memory: {error}");
@@ -78,6 +89,16 @@ impl Drop for Population {
             // A panic of its own was reported when it happened.
             let _ = thread.join();
         }
+    }
+
+    fn thread(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Population {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -126,8 +147,8 @@ mod tests {
     }
 
     /// Lets the thread do all that it will.
-    fn finish(mut population: Population) {
-        population.thread.take().unwrap().join().unwrap();
+    fn finish(population: Population) {
+        population.thread().take().unwrap().join().unwrap();
     }
 
     #[test]
@@ -147,6 +168,6 @@ mod tests {
         finish(Population::start(&*vm, 2, &[], &ram, vec![pages(700, 1), pages(800, 1)]));
         assert_eq!(hypervisor.faults().calls(Operation::PreFault), 6);
         // There is such a vCPU, so there is no thread, and that is all.
-        assert!(Population::start(&*vm, 2, &[], &ram, vec![pages(700, 1)]).thread.is_none());
+        assert!(Population::start(&*vm, 2, &[], &ram, vec![pages(700, 1)]).thread().is_none());
     }
 }

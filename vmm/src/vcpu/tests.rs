@@ -91,7 +91,8 @@ pub(crate) fn context(policy: Policy) -> VcpuContext {
     context
 }
 
-fn context_in(vm: Arc<ModelVm>, policy: Policy) -> VcpuContext {
+/// The same in this VM, and not launched.
+pub(crate) fn context_in(vm: Arc<ModelVm>, policy: Policy) -> VcpuContext {
     let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
     vm.create_irqchip().unwrap();
     let ram = Arc::new(GuestRam::new(vm.clone(), layout, RamOptions { policy, ..RamOptions::default() }).unwrap());
