@@ -7,6 +7,7 @@ use arch::x86_64::Isolation;
 use arch::x86_64::map::PCI_SLOTS;
 use hypervisor::MemoryCaps;
 
+use crate::devices::virtio::balloon::pages_to_take;
 use crate::devices::virtio::pci::AccessPlatform;
 use crate::memory::conversion::Policy;
 use crate::{Error, Result};
@@ -256,6 +257,9 @@ impl VmConfig {
                  or choose isolation=none",
             ));
         }
+        if let Some(balloon) = &self.balloon {
+            pages_to_take(balloon.size, self.memory.size)?;
+        }
         Ok(Resolved { isolation, access_platform })
     }
 
@@ -340,6 +344,9 @@ mod tests {
             ..config(Some(isolation), None)
         };
         with_balloon(Isolation::None).resolve(&able).unwrap();
+        let mut too_large = with_balloon(Isolation::None);
+        too_large.balloon.as_mut().unwrap().size = too_large.memory.size;
+        assert!(too_large.resolve(&able).unwrap_err().to_string().contains("ask for less"));
         assert!(with_balloon(Isolation::Software).resolve(&able).unwrap_err().to_string().contains("a balloon"));
         let two_on_the_terminal =
             VmConfig { serial: SerialConfig::Tty, console: ConsoleConfig::Tty, ..config(None, None) };

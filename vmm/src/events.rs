@@ -1,7 +1,8 @@
 //! The event monitor: what happens to a machine, as JSON objects in a file.
 //!
 //! The format is Cloud Hypervisor's: pretty-printed objects with `timestamp`, `source`, `event` and `properties`, each
-//! followed by an empty line. One listener may be told of the same objects.
+//! followed by an empty line. One listener may be told of the same objects. A file that is written only if all goes well
+//! ([`EventMonitor::hold`]) gets what was told before as well.
 //!
 //! Guarantees: whoever has an event to tell never waits for the file's reader. What a pipe does not take at once is held, up
 //! to [`MAX_HELD`] bytes, and written by a thread that lives no longer than that takes; an event that does not fit there is
@@ -41,6 +42,8 @@ pub type Listener = dyn Fn(Value) + Send + Sync;
 /// Where events go, if anywhere.
 pub struct EventMonitor {
     file: OnceLock<Arc<Stream>>,
+    /// Events for a file that is to come, if one is.
+    early: Mutex<Option<Vec<u8>>>,
     listener: OnceLock<Box<Listener>>,
     start: Instant,
 }
@@ -54,14 +57,46 @@ impl Default for EventMonitor {
 impl EventMonitor {
     /// Events go nowhere until there is a file; timestamps count from now.
     pub fn new() -> Self {
-        Self { file: OnceLock::new(), listener: OnceLock::new(), start: Instant::now() }
+        Self { file: OnceLock::new(), early: Mutex::default(), listener: OnceLock::new(), start: Instant::now() }
     }
 
-    /// From here on, events go to this file. The first file counts.
+    /// From here on, events are held, up to [`MAX_HELD`] bytes of them, for the file that is to come.
+    pub fn hold(&self) {
+        let mut early = self.early();
+        if self.file.get().is_none() {
+            early.get_or_insert_default();
+        }
+    }
+
+    /// From here on, events go to this file, those first that were held for it. The first file counts.
     pub fn write_to(&self, file: File) {
         let file: Arc<OwnedFd> = Arc::new(file.into());
         let held = Held { output: PromptOutput::new(file.clone()), bytes: VecDeque::new(), dropped: 0, writing: false };
-        let _ = self.file.set(Arc::new(Stream { file, held: Mutex::new(held) }));
+        // Locked until they are written, so that nothing overtakes them.
+        let mut early = self.early();
+        let file = self.file.get_or_init(|| Arc::new(Stream { file, held: Mutex::new(held) }));
+        if let Some(events) = early.take() {
+            Stream::tell(file, &events);
+        }
+    }
+
+    fn early(&self) -> MutexGuard<'_, Option<Vec<u8>>> {
+        // Nothing in here panics half-way.
+        self.early.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes an event to the file, or holds it for the one that is to come.
+    fn write(&self, event: &[u8]) {
+        let mut early = self.early();
+        match (&mut *early, self.file.get()) {
+            (Some(held), _) if held.len() + event.len() <= MAX_HELD => held.extend(event),
+            (Some(_), _) => tracing::warn!("there is no file for events yet: one is lost"),
+            (None, Some(file)) => {
+                drop(early);
+                Stream::tell(file, event);
+            }
+            (None, None) => {}
+        }
     }
 
     /// From here on, this one is told of events. The first listener counts.
@@ -71,8 +106,9 @@ impl EventMonitor {
 
     /// Writes one event, and tells the listener. A file that can't be written is not worth stopping a machine for.
     pub fn emit(&self, source: &str, event: &str, properties: impl Serialize) {
-        let (file, listener) = (self.file.get(), self.listener.get());
-        if file.is_none() && listener.is_none() {
+        let listener = self.listener.get();
+        let written = self.file.get().is_some() || self.early().is_some();
+        if !written && listener.is_none() {
             return;
         }
         let since = self.start.elapsed();
@@ -82,8 +118,8 @@ impl EventMonitor {
             "event": event,
             "properties": serde_json::to_value(properties).unwrap_or(Value::Null),
         });
-        if let Some(file) = file {
-            Stream::tell(file, format!("{event:#}\n\n").as_bytes());
+        if written {
+            self.write(format!("{event:#}\n\n").as_bytes());
         }
         if let Some(listener) = listener {
             listener(event);
@@ -252,6 +288,25 @@ mod tests {
         let (last, events) = events.split_last().unwrap();
         assert_eq!((last["event"].as_str(), events.len() as u64), (Some("last"), 200 - dropped));
         assert!((0..).zip(events).all(|(number, event)| event["properties"]["number"] == number));
+    }
+
+    #[test]
+    fn a_file_that_comes_later_gets_what_was_held_for_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let monitor = EventMonitor::new();
+        monitor.emit("vm", "unheard", ());
+        monitor.hold();
+        monitor.emit("vmm", "starting", ());
+        // There is no more room for this one, and still for the next.
+        monitor.emit("vm", "large", "x".repeat(MAX_HELD));
+        monitor.emit("vm", "created", ());
+        monitor.write_to(file.reopen().unwrap());
+        monitor.hold();
+        monitor.emit("vm", "booted", ());
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let events = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+        let names: Vec<_> = events.map(|event| event.unwrap()["event"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(names, ["starting", "created", "booted"]);
     }
 
     #[test]

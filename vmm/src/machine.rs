@@ -77,12 +77,19 @@ impl Stop {
         matches!(self, Self::Reset | Self::TripleFault)
     }
 
-    /// Tells of the end of a machine, as Cloud Hypervisor does, and of a triple fault.
-    pub fn announce(result: &Result<Self>, events: &EventMonitor) {
+    /// Tells that a machine is reset, and of a triple fault; nothing of any other end. To be called first of all that ends it.
+    pub fn announce_reset(result: &Result<Self>, events: &EventMonitor) {
         match result {
             Ok(Self::TripleFault) => events.emit("vm", "rebooting", json!({ "cause": "triple-fault" })),
             Ok(Self::Reset) => events.emit("vm", "rebooting", ()),
-            Ok(Self::PowerOff | Self::Requested) | Err(_) => events.emit("vm", "shutdown", ()),
+            Ok(Self::PowerOff | Self::Requested) | Err(_) => {}
+        }
+    }
+
+    /// Tells that a machine is over which is not built anew. To be called last.
+    pub fn announce_end(result: &Result<Self>, events: &EventMonitor) {
+        if !result.as_ref().is_ok_and(|stop| stop.is_reset()) {
+            events.emit("vm", "shutdown", ());
         }
     }
 }
@@ -163,9 +170,7 @@ impl Machine {
         let starts = Arc::new(Starts::new(parked.map(|(id, _)| id).collect()));
         // From here on others can reach the machine, and must find it ended whatever fails.
         let ending = Ending { control: control.clone(), ram: ram.clone(), devices: devices.clone() };
-        // Before the guest runs, so that whoever sees a sign of it can reach the machine.
-        events.emit("vm", "booted", ());
-        started(MachineHandle {
+        let handle = MachineHandle {
             isolation,
             ram: ram.clone(),
             devices: devices.clone(),
@@ -173,7 +178,10 @@ impl Machine {
             vm,
             transitions: Arc::new(Transitions::default()),
             population: population.clone(),
-        });
+        };
+        if let Some(terminal) = &terminal {
+            carry_input(&devices, &control, terminal)?;
+        }
         let vcpus = (0..).zip(vcpus).map(|(id, (vcpu, phase))| {
             let context = VcpuContext {
                 id,
@@ -187,18 +195,21 @@ impl Machine {
             };
             (vcpu, context)
         });
-        let processors = Processors::start(vcpus, &control, &ram, population)?;
-        if let Some(terminal) = &terminal {
-            carry_input(&devices, &control, terminal)?;
-        }
+        // Before the guest runs, so that whoever sees a sign of it can reach the machine; and when nothing can fail any more.
+        let begin = || {
+            events.emit("vm", "booted", ());
+            started(handle);
+        };
+        let processors = Processors::start(vcpus, &control, &ram, population, begin)?;
 
         wait_for_end(&control, &starts, &ram);
         processors.join();
-        drop(ending);
         let result = control.take_outcome();
+        Stop::announce_reset(&result, events);
+        drop(ending);
         drop(terminal);
         events.emit("memory", "stats", ram.statistics());
-        Stop::announce(&result, events);
+        Stop::announce_end(&result, events);
         result
     }
 }
@@ -237,13 +248,19 @@ mod tests {
         let (monitor, (heard, told)) = (EventMonitor::new(), mpsc::channel());
         monitor.tell(Box::new(move |event| heard.send(event).unwrap()));
         for stop in [Stop::TripleFault, Stop::Reset, Stop::PowerOff] {
-            Stop::announce(&Ok(stop), &monitor);
+            Stop::announce_reset(&Ok(stop), &monitor);
+            monitor.emit("memory", "stats", ());
+            Stop::announce_end(&Ok(stop), &monitor);
         }
         let events: Vec<_> =
             told.try_iter().map(|event| (event["event"].clone(), event["properties"]["cause"].clone())).collect();
+        let stats = || (json!("stats"), json!(null));
         let expected = [
             (json!("rebooting"), json!("triple-fault")),
+            stats(),
             (json!("rebooting"), json!(null)),
+            stats(),
+            stats(),
             (json!("shutdown"), json!(null)),
         ];
         assert_eq!(events, expected);

@@ -163,6 +163,11 @@ impl HostileGuest {
         self.folder.path().join("api")
     }
 
+    /// The file that it writes events to.
+    pub fn events(&self) -> &Path {
+        self.events.path()
+    }
+
     /// Waits for the end of `umbra`, which somebody else brings about.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ mod life;
 pub mod operations;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, mpsc};
 
 use axum::http::StatusCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -57,6 +57,7 @@ pub struct Controller {
     settings: Settings,
     machine: Mutex<Option<Vm>>,
     end: mpsc::Sender<End>,
+    closed: Once,
     conversions: Arc<Semaphore>,
     listeners: Arc<Semaphore>,
 }
@@ -78,8 +79,8 @@ impl Controller {
         let (end, ended) = mpsc::channel();
         let hub = Hub::new(&events);
         let (conversions, listeners) = (Arc::new(Semaphore::new(CONVERSIONS)), Arc::new(Semaphore::new(LISTENERS)));
-        let machine = Mutex::new(None);
-        (Arc::new(Self { host, events, hub, settings, machine, end, conversions, listeners }), ended)
+        let (machine, closed) = (Mutex::new(None), Once::new());
+        (Arc::new(Self { host, events, hub, settings, machine, end, closed, conversions, listeners }), ended)
     }
 
     /// Events, as they happen.
@@ -121,11 +122,10 @@ impl Controller {
         let _ = self.end.send(Ok(()));
     }
 
-    /// Ends the machine, if there is one, and forgets it.
+    /// Ends the machine, if there is one, and forgets it; tells that the process ends.
     pub fn close(&self) {
-        if let Some(mut vm) = self.lock().take() {
-            vm.end_run();
-        }
+        self.delete();
+        self.closed.call_once(|| self.events.emit("vmm", "shutdown", ()));
         self.hub.close();
     }
 
@@ -150,11 +150,12 @@ impl Controller {
         let vm = machine.as_ref().ok_or_else(ApiError::not_created)?;
         let guest = vm.guest().ok();
         let isolation = guest.as_ref().map(|guest| guest.isolation().into());
+        let taken = guest.as_ref().map_or(0, |guest| guest.balloon_size());
         let devices = guest.map(|guest| guest.devices()).unwrap_or_default();
         let node = |id: String, bdf| DeviceNode { id, resources: vec![], children: vec![], pci_bdf: Some(bdf) };
         let device_tree: BTreeMap<_, _> =
             devices.into_iter().map(|device| (device.id.clone(), node(device.id, device.bdf))).collect();
-        let memory_actual_size = life::lock(&vm.spec).memory.size;
+        let memory_actual_size = life::lock(&vm.spec).memory.size.saturating_sub(taken);
         Ok(VmInfo { config: vm.config.clone(), state: vm.state(), isolation, memory_actual_size, device_tree })
     }
 

@@ -93,7 +93,7 @@ pub trait Guest: Send + Sync {
     /// # Errors
     /// The device's own.
     fn add_vsock(&self, config: VsockConfig) -> Result<PciDeviceInfo>;
-    /// Asks the guest to let go of a device.
+    /// Asks the guest to let go of a device. The machine tells `vm` / `device-removed` once it is gone.
     ///
     /// # Errors
     /// The device's own.
@@ -103,6 +103,8 @@ pub trait Guest: Send + Sync {
     /// # Errors
     /// No balloon.
     fn set_balloon(&self, bytes: u64) -> Result<()>;
+    /// Bytes that the guest has given back; zero without a balloon. It is the guest that says so: more than it has may come.
+    fn balloon_size(&self) -> u64;
     /// What devices count.
     fn counters(&self) -> Counters;
     /// Devices, by name.

@@ -1,15 +1,16 @@
 //! Machines on `hypervisor::model`: real guest memory with its conversions, and no processor.
 //!
-//! For tests, and for trying the API where there is no KVM. A guest here does nothing until it is told to stop; its disks and
-//! the like are a list.
+//! For tests, and for trying the API where there is no KVM. A guest here does nothing until it is told to stop, but obeys at
+//! once: it lets go of devices, and gives back what its balloon is to take. Its disks and the like are a list.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use arch::x86_64::{Isolation, MemoryLayout};
 use hypervisor::Hypervisor;
 use hypervisor::model::ModelHypervisor;
+use serde_json::json;
 use vmm::config::{DiskConfig, NetConfig, Resolved, VmConfig, VsockConfig};
 use vmm::console::Output;
 use vmm::events::EventMonitor;
@@ -29,7 +30,9 @@ pub struct ModelHost(ModelHypervisor);
 struct ModelMachine {
     isolation: Isolation,
     ram: Arc<GuestRam>,
-    has_balloon: bool,
+    events: Arc<EventMonitor>,
+    /// How large the balloon is to be from the start.
+    balloon: Option<u64>,
     /// Names of the devices that it starts with.
     devices: Vec<String>,
 }
@@ -40,7 +43,8 @@ struct ModelGuest {
     stops: Mutex<mpsc::Sender<Stop>>,
     paused: AtomicBool,
     devices: Mutex<Vec<PciDeviceInfo>>,
-    has_balloon: bool,
+    events: Arc<EventMonitor>,
+    balloon: Option<AtomicU64>,
 }
 
 impl Host for ModelHost {
@@ -48,7 +52,7 @@ impl Host for ModelHost {
         config.resolve(self.0.caps()).map(drop)
     }
 
-    fn build(&self, config: &VmConfig, _: &Output, _: &Arc<EventMonitor>) -> Result<Box<dyn Built>> {
+    fn build(&self, config: &VmConfig, _: &Output, events: &Arc<EventMonitor>) -> Result<Box<dyn Built>> {
         let Resolved { isolation, .. } = config.resolve(self.0.caps())?;
         if !config.kernel.exists() {
             let source = std::io::ErrorKind::NotFound.into();
@@ -65,7 +69,8 @@ impl Host for ModelHost {
         let nets = config.nets.iter().map(|net| &net.id);
         let named = disks.chain(nets).chain(config.vsock.iter().map(|vsock| &vsock.id)).flatten().cloned();
         let devices = named.chain(config.rng.iter().map(|_| "_rng0".into())).collect();
-        Ok(Box::new(ModelMachine { isolation, ram, has_balloon: config.balloon.is_some(), devices }))
+        let balloon = config.balloon.map(|balloon| balloon.size);
+        Ok(Box::new(ModelMachine { isolation, ram, events: events.clone(), balloon, devices }))
     }
 }
 
@@ -83,14 +88,16 @@ impl Built for ModelMachine {
             stops: Mutex::new(stops),
             paused: AtomicBool::new(false),
             devices: Mutex::default(),
-            has_balloon: self.has_balloon,
+            events: self.events,
+            balloon: self.balloon.map(AtomicU64::new),
         };
         self.devices.into_iter().for_each(|id| drop(guest.add(Some(id))));
         started(Arc::new(guest));
         let stop = stopped.recv().unwrap_or(Stop::Requested);
         self.ram.end_conversions();
         let ended = Ok(stop);
-        Stop::announce(&ended, events);
+        Stop::announce_reset(&ended, events);
+        Stop::announce_end(&ended, events);
         ended
     }
 }
@@ -153,11 +160,15 @@ impl Guest for ModelGuest {
     }
     fn remove_device(&self, id: &str) -> Result<()> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).retain(|device| device.id != id);
+        self.events.emit("vm", "device-removed", json!({ "id": id }));
         Ok(())
     }
-    fn set_balloon(&self, _: u64) -> Result<()> {
-        let none = Error::Contradiction("the machine has no balloon: give it one with vm.create");
-        if self.has_balloon { Ok(()) } else { Err(none) }
+    fn set_balloon(&self, bytes: u64) -> Result<()> {
+        self.balloon.as_ref().ok_or(Error::NoBalloon)?.store(bytes, Ordering::Release);
+        Ok(())
+    }
+    fn balloon_size(&self) -> u64 {
+        self.balloon.as_ref().map_or(0, |size| size.load(Ordering::Acquire))
     }
     fn counters(&self) -> Counters {
         let zero = || BTreeMap::from([("requests".to_owned(), 0)]);

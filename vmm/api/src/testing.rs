@@ -107,18 +107,26 @@ impl Answer {
 }
 
 impl Stream {
+    /// Reads on; returns whether there was more.
+    async fn more(&mut self) -> bool {
+        let frame = tokio::time::timeout(LIMIT, self.body.frame()).await.unwrap();
+        frame.is_some_and(|frame| {
+            self.seen += std::str::from_utf8(&frame.unwrap().into_data().unwrap()).unwrap();
+            true
+        })
+    }
+
     pub async fn until(&mut self, words: &str) {
         while !self.seen.contains(words) {
-            let frame = tokio::time::timeout(LIMIT, self.body.frame()).await.unwrap();
-            let frame = frame.unwrap_or_else(|| panic!("it ends without {words:?}: {}", self.seen)).unwrap();
-            self.seen += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
+            assert!(self.more().await, "it ends without {words:?}: {}", self.seen);
         }
     }
 
-    pub async fn end(&mut self) {
-        while let Some(frame) = tokio::time::timeout(LIMIT, self.body.frame()).await.unwrap() {
-            frame.unwrap();
-        }
+    /// Reads it to its end; returns the names of all its events but those of memory, of which some come by the clock.
+    pub async fn end(&mut self) -> Vec<&str> {
+        while self.more().await {}
+        let names = self.seen.lines().filter_map(|line| line.strip_prefix("event: "));
+        names.filter(|name| !name.starts_with("memory.")).collect()
     }
 }
 

@@ -3,7 +3,8 @@
 //! A device that comes while the guest runs is put into a free slot, and the guest is told (`events`). One that is to go
 //! stays, and works, until the guest has let go of it: only then all that the device had is given back (threads, descriptors,
 //! interrupt lines), and after that the slot and the name are free. A guest that never lets go keeps its device; asked again, it is told again. What
-//! a guest lets go of that nobody asked for stays where it is.
+//! a guest lets go of that nobody asked for stays where it is. That a device which was to go is gone is told to the event
+//! monitor, and then only, whether the guest has let go of it or has ended: from then on the host may use what it had.
 //!
 //! Making a device, pausing or ending one may take its time (a file system that hangs, a slow disk). Nobody waits for that who
 //! wants something of another device: the inventory is locked for looks at it only, and a device that is being made has its
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arch::x86_64::map::{PCI_MEMORY_START, PCI_SLOTS};
 use hypervisor::Vm;
+use serde_json::json;
 
 use super::interrupts::MsiLines;
 use super::pci::Bus;
@@ -30,6 +32,7 @@ use super::virtio::balloon::{Balloon, BalloonSize, ReclaimPages};
 use super::virtio::console::ConsoleInput;
 use super::virtio::pci::{AccessPlatform, MEMORY_SIZE, Platform, VirtioPci};
 use crate::config::{BalloonConfig, DEVICE_SLOTS, DiskConfig, NetConfig, VmConfig, VsockConfig};
+use crate::events::EventMonitor;
 use crate::memory::guarded::DeviceMemory;
 use crate::{Error, Result};
 use build::Wanted;
@@ -49,6 +52,7 @@ pub struct DeviceManager {
     bus: Bus,
     platform: Platform,
     events: Events,
+    monitor: Arc<EventMonitor>,
     inventory: Mutex<Inventory>,
     /// The balloon's name, and how it is steered.
     balloon: Mutex<Option<(String, Arc<BalloonSize>)>>,
@@ -88,17 +92,24 @@ fn lock(function: &Mutex<VirtioPci>) -> MutexGuard<'_, VirtioPci> {
 }
 
 impl DeviceManager {
-    /// A bus without devices. `access_platform` is required where devices can't get at all of the guest's memory.
+    /// A bus without devices. `access_platform` is required where devices can't get at all of the guest's memory; `monitor` is
+    /// told of removals.
     ///
     /// # Errors
     /// The hypervisor's.
-    pub fn new(vm: Arc<dyn Vm>, memory: Arc<DeviceMemory>, access_platform: AccessPlatform) -> Result<Arc<Self>> {
+    pub fn new(
+        vm: Arc<dyn Vm>,
+        memory: Arc<DeviceMemory>,
+        access_platform: AccessPlatform,
+        monitor: Arc<EventMonitor>,
+    ) -> Result<Arc<Self>> {
         let events = Events::new(&*vm)?;
         let platform = Platform { lines: MsiLines::new(vm.clone()), vm, memory, access_platform };
         Ok(Arc::new(Self {
             bus: Bus::default(),
             platform,
             events,
+            monitor,
             inventory: Mutex::default(),
             balloon: Mutex::default(),
         }))
@@ -227,6 +238,11 @@ impl DeviceManager {
         balloon.ok_or(Error::NoBalloon)?.set(bytes)
     }
 
+    /// Bytes that the guest says the balloon has taken from it; zero without a balloon.
+    pub fn balloon_size(&self) -> u64 {
+        self.balloon().as_ref().map_or(0, |(_, size)| size.actual())
+    }
+
     /// Pushes the power button, which asks the guest to power off.
     ///
     /// # Errors
@@ -256,6 +272,9 @@ impl DeviceManager {
         for (slot, entry) in devices {
             self.bus.remove(slot);
             lock(&entry.function).end();
+            if entry.stage != Stage::Staying {
+                self.tell_removed(&entry.id);
+            }
         }
     }
 
@@ -314,8 +333,16 @@ impl DeviceManager {
         let mut inventory = self.inventory();
         self.events.gone(slot);
         let entry = inventory.devices.remove(&slot);
+        // Before another device can have its name; and by whoever took it out, which tells it once.
+        if entry.is_some() {
+            self.tell_removed(&id);
+        }
         drop(inventory);
         drop(entry);
+    }
+
+    fn tell_removed(&self, id: &str) {
+        self.monitor.emit("vm", "device-removed", json!({ "id": id }));
     }
 
     fn balloon(&self) -> MutexGuard<'_, Option<(String, Arc<BalloonSize>)>> {

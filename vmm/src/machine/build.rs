@@ -94,7 +94,7 @@ pub(super) fn build(
     }
     let interrupters = vcpus.iter().map(|(vcpu, _)| vcpu.interrupter()).collect::<hypervisor::Result<_>>()?;
     let control = Arc::new(Control::new(interrupters, !launch.announces));
-    let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), access_platform)?;
+    let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), access_platform, events.clone())?;
     manager.add_configured(config)?;
     if let Some(balloon) = &config.balloon {
         manager.add_balloon(balloon, ram.clone())?;

@@ -1,7 +1,7 @@
 //! The threads of a machine's vCPUs.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use hypervisor::Vcpu;
@@ -22,22 +22,32 @@ pub(super) struct Processors {
 }
 
 impl Processors {
-    /// Starts a thread for each vCPU. The first one that has a reason to ends the machine.
+    /// Starts a thread for each vCPU. The first one that has a reason to ends the machine. `begin` is called once all threads
+    /// are there, before the first of them enters the guest.
     ///
     /// # Errors
-    /// No thread to be had; those that have begun have ended again.
+    /// No thread to be had; those that have begun have ended again, and `begin` was not called.
     pub(super) fn start(
         vcpus: impl IntoIterator<Item = (Box<dyn Vcpu>, VcpuContext)>,
         control: &Arc<Control>,
         ram: &Arc<GuestRam>,
         population: Option<Arc<Population>>,
+        begin: impl FnOnce(),
     ) -> Result<Self> {
         let mut processors = Self { control: control.clone(), ram: ram.clone(), population, threads: Vec::new() };
+        // There is nothing behind it; and it is opened before `processors` is dropped, which waits for the threads.
+        let gate = Arc::new(RwLock::new(()));
+        let closed = gate.write().unwrap_or_else(PoisonError::into_inner);
         for (vcpu, context) in vcpus {
-            let control = control.clone();
-            let thread = spawn(&format!("vcpu{}", context.id), move || run(vcpu, context, &control))?;
+            let (control, gate) = (control.clone(), gate.clone());
+            let thread = spawn(&format!("vcpu{}", context.id), move || {
+                drop(gate.read());
+                run(vcpu, context, &control);
+            })?;
             processors.threads.push(thread);
         }
+        begin();
+        drop(closed);
         Ok(processors)
     }
 
@@ -88,7 +98,29 @@ mod tests {
     use super::*;
     use crate::machine::{Stop, signal};
     use crate::memory::conversion::Policy;
-    use crate::vcpu::tests::context;
+    use crate::vcpu::tests::{context, context_in};
+    use arch::x86_64::map::{RESET_PORT, RESET_VALUE};
+    use hypervisor::VmType;
+    use hypervisor::model::{Action, ModelHypervisor};
+
+    #[test]
+    fn no_processor_runs_before_the_machine_begins() {
+        signal::handle().unwrap();
+        let vm = ModelHypervisor::new().create(VmType::SwProtected).unwrap();
+        let context = context_in(vm.clone(), Policy::default());
+        let vcpu = hypervisor::Vm::create_vcpu(&*vm, 0).unwrap();
+        vm.script(0).push(Action::PortWrite { port: RESET_PORT, data: vec![RESET_VALUE] });
+        let (control, ram) = (context.control.clone(), context.ram.clone());
+        let begin = || {
+            // Time in which a processor that did not wait would reset the machine.
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(!control.is_ending());
+        };
+        let processors = Processors::start([(vcpu, context)], &control, &ram, None, begin).unwrap();
+        while !control.wait_for_end(None) {}
+        processors.join();
+        assert_eq!(control.take_outcome().unwrap(), Stop::Reset);
+    }
 
     #[test]
     fn a_processor_that_waits_for_population_does_not_hold_the_end_up() {

@@ -91,14 +91,15 @@ pub(crate) fn context(policy: Policy) -> VcpuContext {
     context
 }
 
-fn context_in(vm: Arc<ModelVm>, policy: Policy) -> VcpuContext {
+/// The same in this VM, and not launched.
+pub(crate) fn context_in(vm: Arc<ModelVm>, policy: Policy) -> VcpuContext {
     let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
     vm.create_irqchip().unwrap();
     let ram = Arc::new(GuestRam::new(vm.clone(), layout, RamOptions { policy, ..RamOptions::default() }).unwrap());
     let control = Arc::new(Control::new(vec![Arc::new(Never)], true));
     let output = Output::new(SerialConfig::Null).writer(control.clone()).unwrap();
     let serial = SerialDevice::new(EventFd::new(EFD_NONBLOCK).unwrap(), output);
-    let manager = DeviceManager::new(vm, ram.devices().clone(), AccessPlatform::Required).unwrap();
+    let manager = DeviceManager::new(vm, ram.devices().clone(), AccessPlatform::Required, Arc::default()).unwrap();
     let devices =
         Arc::new(Devices { serial, console: None, cmos: Cmos::new(), manager, custom: CustomDevices::default() });
     VcpuContext {

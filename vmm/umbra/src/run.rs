@@ -166,9 +166,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let host = Arc::new(KvmHost::new(KvmHypervisor::open()?));
     let events = Arc::new(EventMonitor::new());
     let file = match &args.event_monitor {
-        Some(path) => Some((&**path, NewFile::open(path).with_context(|| cannot_create(path))?)),
+        Some(path) => {
+            // What comes before it is known that there is something to tell of.
+            events.hold();
+            Some((&**path, NewFile::open(path).with_context(|| cannot_create(path))?))
+        }
         None => None,
     };
+    events.emit("vmm", "starting", ());
     let (controller, ended) = Controller::new(host, events.clone(), Settings { keep: args.no_shutdown });
     handle_signals(signals, &controller)?;
     let result = serve(args, &controller, file).and_then(|server| {

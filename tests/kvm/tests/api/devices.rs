@@ -37,6 +37,7 @@ fn come_and_go() -> anyhow::Result<()> {
         ("vm.add-vsock", json!({ "id": "vsock", "cid": 5, "socket": socket })),
     ];
     // Twice: places, names, file, interface and socket are free again.
+    let mut removed = 0;
     for _ in 0..2 {
         let mut slots = 0u32;
         for (operation, config) in &devices {
@@ -56,13 +57,21 @@ fn come_and_go() -> anyhow::Result<()> {
             names(&client)?.len() == before.len() + 3 && has_tap()? && socket.exists(),
             "something is gone already"
         );
+        ensure!(told_removed(&guest)? == removed, "they are told to be gone, and are not");
         guest.writes_wide_port(SLOTS_EJECT_PORT, slots)?;
         ensure!(names(&client)? == before, "{:?}, and before {before:?}", names(&client)?);
         ensure!(!has_tap()?, "the interface is left");
         ensure!(!socket.exists(), "the socket is left");
+        removed += devices.len();
+        ensure!(told_removed(&guest)? == removed, "that they are gone is not told, or not once");
     }
     ensure!(guest.powers_off()?.status.success());
     Ok(())
+}
+
+/// How many devices have been told to be gone.
+fn told_removed(guest: &HostileGuest) -> anyhow::Result<usize> {
+    Ok(std::fs::read_to_string(guest.events())?.matches("\"device-removed\"").count())
 }
 
 /// The slot of a device that was added, from `0000:00:06.0`.

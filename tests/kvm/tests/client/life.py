@@ -93,7 +93,7 @@ def is_created_and_booted():
         lines = events.iter_lines()
         # Each second may bring memory.conversions as well: RAM is made private before the guest starts.
         names = (line.removeprefix("event: ") for line in lines if line.startswith("event: vm."))
-        assert [next(names), next(names)] == ["vm.created", "vm.booted"]
+        assert [next(names), next(names), next(names)] == ["vm.created", "vm.booting", "vm.booted"]
     guest_says("up")
     info = api.does("vm.info")
     assert info.state == VmState.RUNNING and info.memory_actual_size == RAM
@@ -187,8 +187,26 @@ def is_rebooted_and_switched_off():
 def has_a_balloon():
     config = configuration(IsolationName.NONE, memory=MemoryConfig(size=RAM), balloon=BalloonConfig(size=0))
     api.does("vm.create", 204, body=config)
-    api.does("vm.boot", 204)
+
+    def size():
+        return api.does("vm.info").config.balloon.size
+
+    def target():
+        counters = api.does("vm.counters")
+        balloon = next(name for name in counters.additional_keys if name.startswith("_balloon"))
+        return counters[balloon]["target_bytes"]
+
     api.does("vm.resize", 204, body=Resize(desired_balloon=MIB))
+    assert size() == MIB
+    api.does("vm.boot", 204)
+    # As it was told before it is booted, and before it is booted anew.
+    assert target() == MIB
+    api.does("vm.resize", 204, body=Resize(desired_balloon=2 * MIB))
+    api.refuses("vm.resize", 400, "ask for less", body=Resize(desired_balloon=RAM))
+    api.does("vm.reboot", 204)
+    assert size() == target() == 2 * MIB
+    info = api.does("vm.info")
+    assert RAM - 2 * MIB <= info.memory_actual_size <= RAM, info.memory_actual_size
     api.does("vm.delete", 204)
 
 

@@ -93,6 +93,7 @@ fn balloon() -> anyhow::Result<()> {
     guest.expect("smaller")?;
     // It says so last of all, and all of it is given back by then.
     wait_until("the guest does not say what it gave back", || Ok(counted(&guest, "actual_bytes")? == TAKEN))?;
+    expect::equal("what the balloon is told to hold", guest.handle().devices().balloon_size(), TAKEN)?;
     wait_until("other memory is given back than the guest says", || Ok(held(&guest)? == TAKEN))?;
     let allocated = behind(RAM)?;
     ensure!(allocated <= RAM - TAKEN, "{allocated} bytes are behind a guest that gave back {TAKEN} of its {RAM}");

@@ -24,11 +24,23 @@ pub(super) struct Work {
     pub(super) ended: Box<dyn FnOnce(Ended) + Send>,
 }
 
+impl Work {
+    /// Builds the machine, and tells that this begins.
+    ///
+    /// # Errors
+    /// The machine's own.
+    pub(super) fn build(&self) -> Result<Box<dyn Built>> {
+        self.events.emit("vm", "booting", ());
+        let spec = lock(&self.spec).clone();
+        self.host.build(&spec, &self.output, &self.events)
+    }
+}
+
 /// How a machine that ran has ended.
 pub(super) enum Ended {
     /// As it says itself.
     Stopped(Result<Stop>),
-    /// It was reset, and can't be built anew.
+    /// It was reset, and is not there again.
     NotRebuilt(vmm::Error),
 }
 
@@ -176,10 +188,16 @@ fn live(machine: Box<dyn Built>, work: Work, slot: &Slot) {
 }
 
 fn run(machine: Box<dyn Built>, work: &Work, slot: &Slot) -> Ended {
-    let mut machine = machine;
+    let (mut machine, mut again) = (machine, false);
     loop {
         tracing::info!("running with isolation={}", machine.isolation());
+        let mut runs = false;
         let stop = machine.run(&work.events, &mut |guest| {
+            runs = true;
+            // Before anybody who waits for it goes on.
+            if again {
+                work.events.emit("vm", "rebooted", ());
+            }
             slot.change(|state| {
                 // The end may have been asked for before there was a machine to end.
                 if state.ending {
@@ -194,12 +212,18 @@ fn run(machine: Box<dyn Built>, work: &Work, slot: &Slot) -> Ended {
         match stop {
             Ok(stop) if stop.is_reset() && !lock(&slot.state).ending => {
                 tracing::info!("the machine was reset: booting it anew");
-                let config = lock(&work.spec).clone();
-                match work.host.build(&config, &work.output, &work.events) {
+                again = true;
+                match work.build() {
                     Ok(built) => machine = built,
                     Err(error) => return Ended::NotRebuilt(error),
                 }
             }
+            Ok(stop) if stop.is_reset() => {
+                // It has told that it is reset, and somebody ends it.
+                work.events.emit("vm", "shutdown", ());
+                return Ended::Stopped(Ok(stop));
+            }
+            Err(error) if again && !runs => return Ended::NotRebuilt(error),
             stop => return Ended::Stopped(stop),
         }
     }
@@ -273,6 +297,64 @@ mod tests {
             assert!(Run::start(Box::new(Fails(fails)), work).is_err());
             assert!(ended.recv().is_err(), "its caller is told, and nobody else");
         }
+    }
+
+    /// A machine that is reset at the moment when somebody ends it.
+    struct IsReset(Box<dyn Built>);
+
+    impl Built for IsReset {
+        fn isolation(&self) -> Isolation {
+            Isolation::None
+        }
+        fn run(self: Box<Self>, events: &EventMonitor, started: &mut dyn FnMut(Arc<dyn Guest>)) -> Result<Stop> {
+            self.0.run(&EventMonitor::new(), started)?;
+            let stop = Ok(Stop::Reset);
+            Stop::announce_reset(&stop, events);
+            Stop::announce_end(&stop, events);
+            stop
+        }
+    }
+
+    /// Builds machines that fail before they run.
+    struct Unwilling;
+
+    impl Host for Unwilling {
+        fn check(&self, _: &vmm::VmConfig) -> Result<()> {
+            Ok(())
+        }
+        fn build(&self, _: &vmm::VmConfig, _: &Output, _: &Arc<EventMonitor>) -> Result<Box<dyn Built>> {
+            Ok(Box::new(Fails(|| Err(vmm::Error::NoProcessor))))
+        }
+    }
+
+    fn listen(events: &EventMonitor) -> mpsc::Receiver<String> {
+        let (heard, told) = mpsc::channel();
+        events.tell(Box::new(move |event| heard.send(event["event"].as_str().unwrap().into()).unwrap()));
+        told
+    }
+
+    #[test]
+    fn a_machine_that_is_reset_while_it_is_ended_is_told_to_be_over() {
+        let (work, _ended) = work();
+        let told = listen(&work.events);
+        let machine = IsReset(work.build().unwrap());
+        Run::start(Box::new(machine), work).unwrap().end();
+        assert_eq!(told.iter().collect::<Vec<_>>(), ["booting", "rebooting", "shutdown"]);
+    }
+
+    #[test]
+    fn a_machine_that_fails_before_it_runs_again_was_not_rebooted() {
+        let (mut work, ended) = work();
+        let told = listen(&work.events);
+        let machine = work.build().unwrap();
+        work.host = Arc::new(Unwilling);
+        let run = Run::start(machine, work).unwrap();
+        let error = run.reboot().unwrap_err();
+        assert!(error.chain.concat().contains("not built anew"), "{error:?}");
+        assert!(matches!(ended.recv().unwrap(), Ended::NotRebuilt(vmm::Error::NoProcessor)));
+        run.end();
+        let expected = ["booting", "booted", "rebooting", "booting", "reboot-failed"];
+        assert_eq!(told.iter().collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -48,11 +48,6 @@ impl Controller {
         }
         // One that is over.
         vm.end_run();
-        let spec = lock(&vm.spec).clone();
-        let ready = self.host.build(&spec, &vm.output, &self.events).map_err(BootError::Machine)?;
-        if let Err(error) = built() {
-            return Ok(Err(error));
-        }
         let (end, keep) = (self.end.clone(), self.settings.keep);
         let ended = move |how: Ended| match how {
             Ended::Stopped(Ok(_)) | Ended::NotRebuilt(_) if keep => {}
@@ -66,6 +61,10 @@ impl Controller {
             output: vm.output.clone(),
             ended: Box::new(ended),
         };
+        let ready = work.build().map_err(BootError::Machine)?;
+        if let Err(error) = built() {
+            return Ok(Err(error));
+        }
         vm.run = Some(Run::start(ready, work).map_err(BootError::Machine)?);
         vm.has_run = true;
         Ok(Ok(()))
@@ -112,6 +111,7 @@ impl Controller {
         if guest.is_paused() {
             return Err(ApiError::wrong_order("the machine is paused already"));
         }
+        self.events.emit("vm", "pausing", ());
         guest.pause().map_err(failed("the machine was not paused"))?;
         self.events.emit("vm", "paused", ());
         Ok(())
@@ -127,6 +127,7 @@ impl Controller {
         if !guest.is_paused() {
             return Err(ApiError::wrong_order("the machine is not paused"));
         }
+        self.events.emit("vm", "resuming", ());
         guest.resume().map_err(failed("the machine was not resumed"))?;
         self.events.emit("vm", "resumed", ());
         Ok(())
@@ -231,7 +232,8 @@ impl Controller {
         Ok(added)
     }
 
-    /// Removes a device: asks the guest that runs to let go of it, and takes it out of the configuration.
+    /// Removes a device: asks the guest that runs to let go of it, and takes it out of the configuration. That a device is gone
+    /// which a guest had is told by the machine, once it is.
     ///
     /// # Errors
     /// There is no machine, it has no such device, or it does not let go.
@@ -255,22 +257,42 @@ impl Controller {
         }
         let checked = vmm::VmConfig::try_from(&config)?;
         let mut spec = lock(&vm.spec);
-        if let Some(guest) = guest.filter(|_| known) {
+        let asked = guest.filter(|_| known);
+        if let Some(guest) = &asked {
             guest.remove_device(id).map_err(failed("the device was not removed"))?;
         }
         *spec = checked;
         drop(spec);
         vm.config = config;
-        self.events.emit("vm", "device-removed", json!({ "id": id }));
+        if asked.is_none() {
+            self.events.emit("vm", "device-removed", json!({ "id": id }));
+        }
         Ok(())
     }
 
-    /// Asks the guest to give so many bytes back.
+    /// Asks the guest to give so many bytes back: now, if it runs, and when the machine is booted anew.
     ///
     /// # Errors
-    /// There is no machine, it is not booted, or it has no balloon.
+    /// There is no machine, it has no balloon, or no room for this one.
     pub fn set_balloon(&self, bytes: u64) -> Result<(), ApiError> {
-        self.guest()?.set_balloon(bytes).map_err(failed("the balloon was not changed"))
+        let refused = || failed("the balloon was not changed");
+        let mut machine = self.lock();
+        let vm = machine.as_mut().ok_or_else(ApiError::not_created)?;
+        let mut config = vm.config.clone();
+        config.balloon.as_mut().ok_or(vmm::Error::NoBalloon).map_err(refused())?.size = bytes;
+        let checked = vmm::VmConfig::try_from(&config)?;
+        self.host.check(&checked).map_err(refused())?;
+        // It waits while the machine is built anew, which needs the specification: so it comes before that is locked.
+        let guest = vm.guest().ok();
+        // Held, so that a machine that is built anew meanwhile has the size that its guest was told.
+        let mut spec = lock(&vm.spec);
+        self.events.emit("vm", "resizing", ());
+        guest.map_or(Ok(()), |guest| guest.set_balloon(bytes)).map_err(refused())?;
+        *spec = checked;
+        drop(spec);
+        vm.config = config;
+        self.events.emit("vm", "resized", ());
+        Ok(())
     }
 
     /// What conversions may do.

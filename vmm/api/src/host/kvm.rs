@@ -94,6 +94,9 @@ impl Guest for KvmGuest {
     fn set_balloon(&self, bytes: u64) -> Result<()> {
         self.0.devices().set_balloon(bytes)
     }
+    fn balloon_size(&self) -> u64 {
+        self.0.devices().balloon_size()
+    }
     fn counters(&self) -> Counters {
         owned(self.0.devices().counters())
     }

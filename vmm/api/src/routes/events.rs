@@ -131,6 +131,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_life_is_told_in_order_and_nothing_that_did_not_happen() {
+        let server = Server::new();
+        let mut events = server.stream("/vm.events").await;
+        server.put("/vm.delete", None).await.is(204);
+        server.put("/vm.boot", None).await.fails(404, "create one");
+        created(&server).await;
+        server.put("/vm.pause", None).await.fails(405, "not booted");
+        for operation in ["boot", "pause", "resume", "reboot", "shutdown", "boot", "pause", "delete"] {
+            server.put(&format!("/vm.{operation}"), None).await.is(204);
+        }
+        created(&server).await;
+        server.put("/vm.boot", None).await.is(204);
+        server.close();
+        server.close();
+        let boot = ["vm.booting", "vm.booted"];
+        let expected = [
+            &["vm.created"][..],
+            &boot,
+            &["vm.pausing", "vm.paused", "vm.resuming", "vm.resumed", "vm.rebooting"],
+            &boot,
+            &["vm.rebooted", "vm.shutdown"],
+            &boot,
+            &["vm.pausing", "vm.paused", "vm.shutdown", "vm.deleted", "vm.created"],
+            &boot,
+            &["vm.shutdown", "vm.deleted", "vmm.shutdown"],
+        ];
+        assert_eq!(events.end().await, expected.concat());
+    }
+
+    #[tokio::test]
     async fn so_many_may_listen_and_who_goes_makes_room() {
         let server = Server::new();
         let mut listening = vec![];

@@ -42,6 +42,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn that_it_is_gone_is_told_once_by_whoever_knows() {
+        // By the machine if it runs, else at once.
+        for boots in [false, true] {
+            let server = Server::new();
+            created(&server).await;
+            if boots {
+                server.put("/vm.boot", None).await.is(204);
+            }
+            let mut events = server.stream("/vm.events").await;
+            for (body, operation) in [(r#"{"path":"/tmp/i","id":"d"}"#, "add-disk"), (r#"{"id":"d"}"#, "remove-device")]
+            {
+                assert!(server.put(&format!("/vm.{operation}"), Some(body.into())).await.status.is_success());
+            }
+            server.put("/vm.remove-device", Some(r#"{"id":"d"}"#.into())).await.fails(404, "no device");
+            server.close();
+            let told = events.end().await;
+            assert_eq!(told[..2], ["vm.device-added", "vm.device-removed"]);
+            assert!(!told[2..].contains(&"vm.device-removed"), "{told:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn names_that_were_made_up_are_names_and_what_is_removed_stays_away() {
         for boots in [false, true] {
             let server = Server::new();

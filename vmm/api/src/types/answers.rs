@@ -63,7 +63,7 @@ pub struct VmInfo {
     /// What makes the memory of one that is booted unmappable, which the configuration may have left open; null before it
     /// is booted, and when it is over. Umbra's own.
     pub isolation: Option<IsolationInUse>,
-    /// Bytes of RAM.
+    /// Bytes of RAM, without those that the guest has given back by its balloon.
     pub memory_actual_size: u64,
     /// The devices of one that runs, by name.
     pub device_tree: BTreeMap<String, DeviceNode>,

@@ -8,8 +8,10 @@ use arch::x86_64::map::{
 use arch::x86_64::{Isolation, MemoryLayout};
 use hypervisor::VmType;
 use hypervisor::model::{ModelHypervisor, ModelVm};
+use serde_json::Value;
 
 use super::*;
+use crate::devices::pci::Function;
 use crate::devices::virtio::{ActivateError, Activation};
 use crate::memory::{GuestRam, RamOptions};
 
@@ -62,7 +64,7 @@ fn manager_of(access_platform: AccessPlatform) -> (Arc<ModelVm>, Arc<DeviceManag
     vm.create_irqchip().unwrap();
     let layout = MemoryLayout::new(Isolation::Software, 4 << 20, 48).unwrap();
     let ram = GuestRam::new(vm.clone(), layout, RamOptions::default()).unwrap();
-    let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), access_platform).unwrap();
+    let manager = DeviceManager::new(vm.clone(), ram.devices().clone(), access_platform, Arc::default()).unwrap();
     (vm, manager, Arc::new(ram))
 }
 
@@ -117,6 +119,33 @@ fn a_device_is_there_until_the_guest_lets_go_of_it() {
 }
 
 #[test]
+fn that_a_device_is_gone_is_told_when_it_is_and_once() {
+    let (_vm, manager) = manager();
+    let (heard, told) = std::sync::mpsc::channel();
+    manager.monitor.tell(Box::new(move |event: Value| {
+        assert_eq!((&event["source"], &event["event"]), (&"vm".into(), &"device-removed".into()));
+        heard.send(event["properties"]["id"].as_str().unwrap().to_owned()).unwrap();
+    }));
+    let alive = Arc::default();
+    for id in ["first", "second", "third"] {
+        manager.add("rng", Some(id), Probe::new(&alive)).unwrap();
+    }
+    for id in ["first", "first", "second"] {
+        manager.remove(id).unwrap();
+    }
+    assert!(told.try_recv().is_err(), "the guest was only asked");
+    for _ in 0..2 {
+        manager.write_events(SLOTS_EJECT_PORT, &0b10u32.to_le_bytes());
+    }
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), ["first"]);
+    // One that the guest does not let go of goes with the machine; the third was not to go.
+    for _ in 0..2 {
+        manager.end();
+    }
+    assert_eq!((told.try_iter().collect::<Vec<_>>(), alive.load(Ordering::SeqCst)), (vec!["second".to_owned()], 0));
+}
+
+#[test]
 fn nothing_is_left_when_the_machine_has_ended() {
     let (vm, manager) = manager();
     let (alive, lines) = (Arc::default(), vm.interrupt_lines());
@@ -159,12 +188,16 @@ fn a_balloon_is_set_where_there_is_one() {
     assert!(matches!(manager.set_balloon(0), Err(Error::NoBalloon)) && manager.list().is_empty());
     manager.add_balloon(&config, ram).unwrap();
     manager.set_balloon(1 << 20).unwrap();
-    assert_eq!(manager.balloon().as_ref().unwrap().1.target(), 1 << 20);
+    let size = manager.balloon().as_ref().unwrap().1.clone();
+    assert_eq!((size.target(), manager.balloon_size()), (1 << 20, 0));
+    // The guest says that it has given two pages back, in the second field of the device's own registers.
+    lock(&manager.functions()["_balloon0"]).write_memory(0x2004, &2u32.to_le_bytes());
+    assert_eq!(manager.balloon_size(), 2 << 12);
     assert_eq!(manager.list()[0].id, "_balloon0");
     assert!(manager.set_balloon(u64::MAX).is_err());
     manager.remove("_balloon0").unwrap();
     manager.write_events(SLOTS_EJECT_PORT, &0b10u32.to_le_bytes());
-    assert!(matches!(manager.set_balloon(0), Err(Error::NoBalloon)));
+    assert!(matches!(manager.set_balloon(0), Err(Error::NoBalloon)) && manager.balloon_size() == 0);
 }
 
 #[test]

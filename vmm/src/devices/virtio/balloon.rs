@@ -80,7 +80,7 @@ impl BalloonSize {
     /// # Errors
     /// More than there is.
     pub fn set(&self, bytes: u64) -> Result<()> {
-        self.target.store(self.check(bytes)?, Ordering::Relaxed);
+        self.target.store(pages_to_take(bytes, self.ram)?, Ordering::Relaxed);
         // Not under the lock: whoever interrupts may be about to change what is under it.
         let interrupt = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(interrupt) = interrupt {
@@ -98,14 +98,18 @@ impl BalloonSize {
     pub fn actual(&self) -> u64 {
         u64::from(self.actual.load(Ordering::Relaxed)) * PAGE_SIZE
     }
+}
 
-    fn check(&self, bytes: u64) -> Result<u32> {
-        let fits = bytes < self.ram;
-        fits.then(|| u32::try_from(bytes / PAGE_SIZE).ok()).flatten().ok_or_else(|| {
-            let problem = format!("{bytes} bytes are all of the guest's {} or more: ask for less", self.ram);
-            Error::Device { device: "balloon".into(), problem }
-        })
-    }
+/// How many pages a balloon of so many bytes is to take from a guest with this much RAM.
+///
+/// # Errors
+/// More than there is.
+pub fn pages_to_take(bytes: u64, ram: u64) -> Result<u32> {
+    let fits = bytes < ram;
+    fits.then(|| u32::try_from(bytes / PAGE_SIZE).ok()).flatten().ok_or_else(|| {
+        let problem = format!("{bytes} bytes are all of the guest's {ram} or more: ask for less");
+        Error::Device { device: "balloon".into(), problem }
+    })
 }
 
 /// A balloon.
