@@ -238,7 +238,10 @@ impl DeviceManager {
 
     /// Comes back when no device touches guest memory any more. The vCPUs stand still already.
     pub fn pause(&self) {
-        self.functions().values().for_each(|function| lock(function).pause());
+        let functions = self.functions();
+        // All are asked before one is waited for: whoever is not asked takes up more meanwhile.
+        functions.values().for_each(|function| lock(function).ask_to_pause());
+        functions.values().for_each(|function| lock(function).pause());
     }
 
     /// Lets devices go on.
@@ -253,6 +256,8 @@ impl DeviceManager {
         let devices = std::mem::take(&mut inventory.devices);
         drop(inventory);
         self.events.end();
+        // As for a pause.
+        devices.values().for_each(|entry| lock(&entry.function).ask_to_end());
         for (slot, entry) in devices {
             self.bus.remove(slot);
             lock(&entry.function).end();

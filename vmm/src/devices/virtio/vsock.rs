@@ -28,7 +28,7 @@ use rustix::event::epoll::EventFlags;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use super::counter::{Counter, counters};
-use super::worker::Worker;
+use super::worker::Workers;
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
 use crate::config::VsockConfig;
 use crate::{Error, Result};
@@ -49,7 +49,7 @@ pub struct Vsock {
     cid: u32,
     listener: Arc<Listener>,
     counters: Arc<Counters>,
-    worker: Option<Worker>,
+    workers: Workers,
 }
 
 counters! {
@@ -87,7 +87,7 @@ impl Vsock {
             cid: config.cid,
             listener: Arc::new(Listener::bind(&config.socket)?),
             counters: Arc::default(),
-            worker: None,
+            workers: Workers::default(),
         })
     }
 
@@ -100,12 +100,11 @@ impl Vsock {
             view: activation.memory.view(&self.name),
             connections,
         };
-        self.worker = Some(Worker::start(&self.name, muxer, |muxer, sources| {
+        self.workers.start(&self.name, muxer, |muxer, sources| {
             sources.add(muxer.receive.notified(), RECEIVE, EventFlags::IN)?;
             sources.add(muxer.transmit.notified(), TRANSMIT, EventFlags::IN)?;
             sources.add(self.listener.socket(), LISTENER, EventFlags::IN)
-        })?);
-        Ok(())
+        })
     }
 }
 
@@ -132,11 +131,11 @@ impl VirtioDevice for Vsock {
     }
 
     fn deactivate(&mut self) {
-        self.worker = None;
+        self.workers.end();
     }
 
-    fn workers(&self) -> &[Worker] {
-        self.worker.as_slice()
+    fn workers(&self) -> &Workers {
+        &self.workers
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
