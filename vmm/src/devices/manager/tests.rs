@@ -151,6 +151,23 @@ fn all_devices_are_asked_before_one_is_waited_for() {
 }
 
 #[test]
+fn devices_that_the_guest_lets_go_of_at_once_end_at_once() {
+    let (_vm, manager) = manager();
+    let (alive, crowd) = (Arc::default(), Crowd::new(3));
+    for id in ["a", "b", "c", "stays"] {
+        let mut probe = Probe::new(&alive);
+        if id != "stays" {
+            crowd.join(&mut probe.1);
+        }
+        manager.add("busy", Some(id), probe).unwrap();
+    }
+    crowd.wait_for_requests(1);
+    ["a", "b", "c"].iter().for_each(|id| manager.remove(id).unwrap());
+    manager.write_events(SLOTS_EJECT_PORT, &0b11110u32.to_le_bytes());
+    assert_eq!((crowd.ended(), alive.load(Ordering::SeqCst)), (3, 1));
+}
+
+#[test]
 fn errors_say_what_is_wrong_and_take_nothing() {
     let (vm, manager) = manager();
     let alive = Arc::default();

@@ -11,6 +11,7 @@
 //! Guarantees:
 //! * No more than [`connections::MAX_CONNECTIONS`] connections, and [`connection::BUFFER`] bytes held for each; neither side can make
 //!   the other hold more. A side that does not read slows down its own connection, and no other.
+//! * Programs of the host's for which there is no descriptor wait, and are let in once there is one, whatever the guest does.
 //! * A packet that makes no sense, or whose buffers are private, is counted, costs its connection at most, and others go on.
 //! * The socket can be used by the user that runs Umbra. It is gone when the device is, and never taken from somebody else
 //!   who listens on it.
@@ -34,7 +35,7 @@ use crate::config::VsockConfig;
 use crate::{Error, Result};
 use connections::Connections;
 use listener::Listener;
-use muxer::{LISTENER, Muxer, RECEIVE, TRANSMIT};
+use muxer::{LISTENER, Muxer, RECEIVE, TIMER, TRANSMIT};
 
 /// Entries of its queues: for what it has to receive, to transmit, and for events, of which there are none.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
@@ -63,6 +64,8 @@ counters! {
         connections: Counter => "connections",
         /// Connections that were refused, since nobody listens or there are too many.
         rejected: Counter => "rejected",
+        /// How often programs of the host's that connect had to wait, for want of descriptors.
+        postponed: Counter => "postponed",
         /// Packets and buffers of the guest's that made no sense, or were refused.
         failed: Counter => "failed",
         /// Of those, such as named memory that devices may not touch.
@@ -93,7 +96,7 @@ impl Vsock {
 
     fn start(&mut self, mut activation: Activation) -> io::Result<()> {
         let faults = &self.counters.queue_faults;
-        let connections = Connections::new(self.cid.into(), self.listener.clone(), self.counters.clone());
+        let connections = Connections::new(self.cid.into(), self.listener.clone(), self.counters.clone())?;
         let muxer = Muxer {
             receive: activation.take_ring(RECEIVE as u16, faults)?,
             transmit: activation.take_ring(TRANSMIT as u16, faults)?,
@@ -103,6 +106,7 @@ impl Vsock {
         self.workers.start(&self.name, muxer, |muxer, sources| {
             sources.add(muxer.receive.notified(), RECEIVE, EventFlags::IN)?;
             sources.add(muxer.transmit.notified(), TRANSMIT, EventFlags::IN)?;
+            sources.add(muxer.connections.timer(), TIMER, EventFlags::IN)?;
             sources.add(self.listener.socket(), LISTENER, EventFlags::IN)
         })
     }
