@@ -254,7 +254,10 @@ impl DeviceManager {
 
     /// Comes back when no device touches guest memory any more. The vCPUs stand still already.
     pub fn pause(&self) {
-        self.functions().values().for_each(|function| lock(function).pause());
+        let functions = self.functions();
+        // All are asked before one is waited for: whoever is not asked takes up more meanwhile.
+        functions.values().for_each(|function| lock(function).ask_to_pause());
+        functions.values().for_each(|function| lock(function).pause());
     }
 
     /// Lets devices go on.
@@ -269,6 +272,8 @@ impl DeviceManager {
         let devices = std::mem::take(&mut inventory.devices);
         drop(inventory);
         self.events.end();
+        // As for a pause.
+        devices.values().for_each(|entry| lock(&entry.function).ask_to_end());
         for (slot, entry) in devices {
             self.bus.remove(slot);
             lock(&entry.function).end();
@@ -307,21 +312,29 @@ impl DeviceManager {
 
     /// The guest writes an event register.
     pub(super) fn write_events(&self, port: u16, data: &[u8]) {
-        self.events.write(port, data).for_each(|slot| self.let_go(slot));
+        let slots = self.events.write(port, data);
+        let leaving: Vec<_> = slots.filter_map(|slot| Some((slot, self.begin_to_end(slot)?))).collect();
+        // As for a pause: a guest may let go of all devices at once.
+        for (slot, (_, function)) in &leaving {
+            self.bus.remove(*slot);
+            lock(function).ask_to_end();
+        }
+        leaving.into_iter().for_each(|(slot, (id, function))| self.let_go(slot, id, function));
     }
 
-    /// The guest has let go of the device in a slot.
-    fn let_go(&self, slot: u8) {
+    /// The guest lets go of the device in a slot. `None` if nobody asked for that.
+    fn begin_to_end(&self, slot: u8) -> Option<(String, Arc<Mutex<VirtioPci>>)> {
         let mut inventory = self.inventory();
         let Some(entry) = inventory.devices.get_mut(&slot).filter(|entry| entry.stage == Stage::Leaving) else {
             tracing::debug!("the guest lets go of slot {slot}, which nobody asked for");
-            return;
+            return None;
         };
         entry.stage = Stage::Ending;
-        let (id, function) = (entry.id.clone(), entry.function.clone());
-        // It may take its time to end: others need not wait for that.
-        drop(inventory);
-        self.bus.remove(slot);
+        Some((entry.id.clone(), entry.function.clone()))
+    }
+
+    /// The guest has let go of the device in a slot, which ends. It may take its time: others need not wait for that.
+    fn let_go(&self, slot: u8, id: String, function: Arc<Mutex<VirtioPci>>) {
         lock(&function).end();
         drop(function);
         let mut balloon = self.balloon();

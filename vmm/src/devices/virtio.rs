@@ -2,7 +2,7 @@
 //!
 //! A device implements [`VirtioDevice`] and knows nothing of its transport. When the guest's driver is ready, the transport
 //! hands it an [`Activation`]: the queues, guest memory as devices may see it, and the way to interrupt. From then on the
-//! device works on threads of its own ([`worker::Worker`]), until it is deactivated.
+//! device works on threads of its own ([`worker::Workers`]), until it is deactivated.
 //!
 //! Guarantees:
 //! * [`DeviceMemory`] is a device's only way to guest memory: what it gets here holds no other.
@@ -41,6 +41,7 @@ pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;
+mod timer;
 pub mod vsock;
 pub mod worker;
 
@@ -50,7 +51,7 @@ use std::sync::Arc;
 use virtio_queue::Queue;
 
 use crate::memory::guarded::DeviceMemory;
-use worker::Worker;
+use worker::Workers;
 
 /// A virtio device.
 ///
@@ -85,16 +86,16 @@ pub trait VirtioDevice: Send {
     fn deactivate(&mut self);
 
     /// The threads that work for it; none if it is not active.
-    fn workers(&self) -> &[Worker];
+    fn workers(&self) -> &Workers;
 
     /// The machine pauses: nothing of the guest is touched until [`VirtioDevice::resume`], and nothing is lost.
     fn pause(&mut self) {
-        self.workers().iter().for_each(Worker::pause);
+        self.workers().pause();
     }
 
     /// The machine goes on.
     fn resume(&mut self) {
-        self.workers().iter().for_each(Worker::resume);
+        self.workers().resume();
     }
 
     /// What it has counted so far, by name.

@@ -11,6 +11,7 @@ use hypervisor::model::ModelHypervisor;
 use hypervisor::{Backing, GpaRange, PAGE_SIZE, PageState, SharedMemory, Vm, VmType};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::devices::virtio::{Activation, Interrupt, VirtioDevice};
+use vmm::memory::event::MemoryObserver;
 use vmm::memory::guarded::DeviceView;
 use vmm::memory::{GuestRam, RamOptions};
 
@@ -54,22 +55,28 @@ impl Interrupt for Interrupts {
 impl Guest {
     /// Memory that can be converted.
     pub fn new() -> Self {
-        Self::with(VmType::SwProtected, MemoryLayout::one_alias(SIZE, 46).unwrap())
+        Self::with(VmType::SwProtected, MemoryLayout::one_alias(SIZE, 46).unwrap(), RamOptions::default())
+    }
+
+    /// As [`Guest::new`], and `observer` is told of events.
+    pub fn observed(observer: Arc<MemoryObserver>) -> Self {
+        let options = RamOptions { observer, ..RamOptions::default() };
+        Self::with(VmType::SwProtected, MemoryLayout::one_alias(SIZE, 46).unwrap(), options)
     }
 
     /// Memory that is shared for good.
     pub fn plain() -> Self {
-        Self::with(VmType::Default, MemoryLayout::new(Isolation::None, SIZE, 46).unwrap())
+        Self::with(VmType::Default, MemoryLayout::new(Isolation::None, SIZE, 46).unwrap(), RamOptions::default())
     }
 
-    fn with(kind: VmType, layout: MemoryLayout) -> Self {
+    fn with(kind: VmType, layout: MemoryLayout, options: RamOptions) -> Self {
         let vm = ModelHypervisor::new().create(kind).unwrap();
         vm.finalise();
         if layout.converts() {
             vm.exit_on_map_gpa_range().unwrap();
         }
         let regions = vm.clone();
-        let ram = Arc::new(GuestRam::new(vm, layout, RamOptions::default()).unwrap());
+        let ram = Arc::new(GuestRam::new(vm, layout, options).unwrap());
         let shared = regions.regions().iter().find_map(|(_, region)| region.shared.as_ref()).unwrap().backing.clone();
         let view = ram.devices().view("driver");
         Self { shared, ram, interrupts: Arc::default(), view, next: std::cell::Cell::new(1 << 20) }

@@ -32,7 +32,11 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        let (guest, directory) = (Guest::new(), tempfile::tempdir().unwrap());
+        Self::with(Guest::new())
+    }
+
+    pub fn with(guest: Guest) -> Self {
+        let directory = tempfile::tempdir().unwrap();
         let mut device = Vsock::new(&vsock(directory.path().join("socket"))).unwrap();
         let (receive, transmit, events) = (guest.queue(0, 256), guest.queue(1, 256), guest.queue(2, 16));
         device.activate(guest.activation(0, &[&receive, &transmit, &events])).unwrap();

@@ -2,13 +2,17 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex, mpsc};
 
 use hypervisor::PageState::Private;
 use proptest::prelude::*;
+use vmm::devices::virtio::VirtioDevice;
 use vmm::devices::virtio::vsock::connection::BUFFER;
 use vmm::devices::virtio::vsock::packet::{HEADER, Header, op};
 
-use crate::guest::{counter, wait_until};
+use vmm::memory::event::MemoryEvent;
+
+use crate::guest::{Guest, counter, wait_until};
 use crate::vsock::{CID, World};
 
 #[test]
@@ -89,6 +93,35 @@ fn more_data_than_there_is_room_for_ends_the_connection() {
     let mut all = Vec::new();
     let _ = stream.read_to_end(&mut all);
     assert!(all.len() <= sent - data.len() && all.len() + BUFFER as usize >= sent - data.len());
+}
+
+#[test]
+fn a_device_that_is_called_away_takes_no_other_packet() {
+    let (refused, was_refused) = mpsc::channel();
+    let (go_on, goes_on) = mpsc::channel::<()>();
+    // It holds up the device's thread at the first packet, whose header it may not touch.
+    let thread = Mutex::new((refused, goes_on));
+    let mut world = World::with(Guest::observed(Arc::new(move |event: &MemoryEvent<'_>| {
+        if let MemoryEvent::AccessRefused(_) = event {
+            let (refused, goes_on) = &*thread.lock().unwrap();
+            refused.send(()).unwrap();
+            goes_on.recv().unwrap();
+        }
+    })));
+    let (private, shared) = (world.guest.pages(1), world.guest.pages(1));
+    world.guest.convert(private, 1, Private);
+    world.guest.write(shared, &world.header((1, 2), op::CREDIT_UPDATE).to_bytes());
+    world.transmit.offer(&world.guest, &[(private, HEADER as u32, false)]);
+    (0..9).for_each(|_| _ = world.transmit.offer(&world.guest, &[(shared, HEADER as u32, false)]));
+    world.transmit.notify();
+    was_refused.recv().unwrap();
+    world.device.workers().ask_to_pause();
+    go_on.send(()).unwrap();
+    world.device.pause();
+    assert_eq!(world.transmit.pending(&world.guest), 1);
+    world.device.resume();
+    wait_until(|| world.transmit.pending(&world.guest) == 10);
+    assert_eq!(counter(&world.device, "failed"), 1);
 }
 
 #[test]

@@ -12,16 +12,17 @@ use serde_json::Value;
 
 use super::*;
 use crate::devices::pci::Function;
+use crate::devices::virtio::worker::{Workers, tests::Crowd};
 use crate::devices::virtio::{ActivateError, Activation};
 use crate::memory::{GuestRam, RamOptions};
 
 /// Counts how many of its kind there are.
-struct Probe(Arc<AtomicUsize>);
+struct Probe(Arc<AtomicUsize>, Workers);
 
 impl Probe {
     fn new(alive: &Arc<AtomicUsize>) -> Box<Self> {
         alive.fetch_add(1, Ordering::SeqCst);
-        Box::new(Self(alive.clone()))
+        Box::new(Self(alive.clone(), Workers::default()))
     }
 }
 
@@ -45,9 +46,11 @@ impl VirtioDevice for Probe {
     fn activate(&mut self, _: Activation) -> std::result::Result<(), ActivateError> {
         Ok(())
     }
-    fn deactivate(&mut self) {}
-    fn workers(&self) -> &[crate::devices::virtio::worker::Worker] {
-        &[]
+    fn deactivate(&mut self) {
+        self.1.end();
+    }
+    fn workers(&self) -> &Workers {
+        &self.1
     }
     fn counters(&self) -> Vec<(&'static str, u64)> {
         vec![("lives", 1)]
@@ -156,6 +159,41 @@ fn nothing_is_left_when_the_machine_has_ended() {
     assert!(manager.list().is_empty() && manager.counters().is_empty() && !is_there(&manager, 1));
     assert!(matches!(manager.add("rng", None, Probe::new(&alive)), Err(Error::Ended)));
     assert_eq!(alive.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn all_devices_are_asked_before_one_is_waited_for() {
+    let (_vm, manager) = manager();
+    let (alive, crowd) = (Arc::default(), Crowd::new(6));
+    for _ in 0..3 {
+        let mut probe = Probe::new(&alive);
+        (0..2).for_each(|_| crowd.join(&mut probe.1));
+        manager.add("busy", None, probe).unwrap();
+    }
+    crowd.wait_for_requests(1);
+    manager.pause();
+    assert_eq!(crowd.ended(), 6);
+    manager.resume();
+    crowd.wait_for_requests(2);
+    manager.end();
+    assert_eq!((crowd.ended(), alive.load(Ordering::SeqCst)), (12, 0));
+}
+
+#[test]
+fn devices_that_the_guest_lets_go_of_at_once_end_at_once() {
+    let (_vm, manager) = manager();
+    let (alive, crowd) = (Arc::default(), Crowd::new(3));
+    for id in ["a", "b", "c", "stays"] {
+        let mut probe = Probe::new(&alive);
+        if id != "stays" {
+            crowd.join(&mut probe.1);
+        }
+        manager.add("busy", Some(id), probe).unwrap();
+    }
+    crowd.wait_for_requests(1);
+    ["a", "b", "c"].iter().for_each(|id| manager.remove(id).unwrap());
+    manager.write_events(SLOTS_EJECT_PORT, &0b11110u32.to_le_bytes());
+    assert_eq!((crowd.ended(), alive.load(Ordering::SeqCst)), (3, 1));
 }
 
 #[test]

@@ -24,7 +24,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 use super::counter::{Counter, counters};
 use super::ring::Ring;
-use super::worker::Worker;
+use super::worker::Workers;
 use super::{ActivateError, Activation, Interrupt, VirtioDevice, read_bytes};
 use crate::config::BalloonConfig;
 use crate::{Error, Result};
@@ -118,7 +118,7 @@ pub struct Balloon {
     size: Arc<BalloonSize>,
     pages: Arc<dyn ReclaimPages>,
     counters: Arc<Counters>,
-    worker: Option<Worker>,
+    workers: Workers,
 }
 
 counters! {
@@ -148,7 +148,7 @@ impl Balloon {
         let (target, actual) = (AtomicU32::new(0), AtomicU32::new(0));
         let size = BalloonSize { ram: pages.size(), target, actual, interrupt: Mutex::new(None) };
         size.set(config.size)?;
-        Ok(Self { config: *config, size: Arc::new(size), pages, counters: Arc::default(), worker: None })
+        Ok(Self { config: *config, size: Arc::new(size), pages, counters: Arc::default(), workers: Workers::default() })
     }
 
     /// How large it is to be, and is; to be kept by whoever steers it.
@@ -199,24 +199,23 @@ impl VirtioDevice for Balloon {
             pages: self.pages.clone(),
             counters: self.counters.clone(),
         };
-        let worker = Worker::start("balloon", queues, |queues, sources| {
+        let started = self.workers.start("balloon", queues, |queues, sources| {
             queues.rings.iter().try_for_each(|(number, ring)| sources.add(ring.notified(), *number, EventFlags::IN))
         });
-        self.worker =
-            Some(worker.map_err(|source| ActivateError { operation: "start a thread for the balloon", source })?);
+        started.map_err(|source| ActivateError { operation: "start a thread for the balloon", source })?;
         self.set_interrupt(Some(interrupt));
         Ok(())
     }
 
     fn deactivate(&mut self) {
-        self.worker = None;
+        self.workers.end();
         self.set_interrupt(None);
         // A guest that begins anew has given nothing back.
         self.size.actual.store(0, Ordering::Relaxed);
     }
 
-    fn workers(&self) -> &[Worker] {
-        self.worker.as_slice()
+    fn workers(&self) -> &Workers {
+        &self.workers
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

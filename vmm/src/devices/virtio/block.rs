@@ -34,7 +34,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::counter::{Counter, counters};
 use super::ring::Ring;
-use super::worker::{Service, Sources, Worker};
+use super::worker::{Service, Sources, Workers};
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
 use crate::Result;
 use crate::config::DiskConfig;
@@ -53,7 +53,7 @@ pub struct Block {
     features: u64,
     image: Arc<Image>,
     counters: Arc<Counters>,
-    workers: Vec<Worker>,
+    workers: Workers,
 }
 
 counters! {
@@ -107,7 +107,7 @@ impl Block {
             features: bits.into_iter().flatten().fold(0, |features, bit| features | 1 << bit),
             image: Arc::new(image),
             counters: Arc::default(),
-            workers: Vec::new(),
+            workers: Workers::default(),
         })
     }
 
@@ -167,25 +167,22 @@ impl VirtioDevice for Block {
                     write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
                 },
             };
-            let worker = Worker::start(&self.name, service, |service, sources| {
-                sources.add(service.ring.notified(), 0, EventFlags::IN)
-            });
-            match worker {
-                Ok(worker) => self.workers.push(worker),
-                Err(source) => {
-                    self.deactivate();
-                    return Err(ActivateError { operation: "start a thread for a disk", source });
-                }
+            let started = self
+                .workers
+                .start(&self.name, service, |service, sources| sources.add(service.ring.notified(), 0, EventFlags::IN));
+            if let Err(source) = started {
+                self.deactivate();
+                return Err(ActivateError { operation: "start a thread for a disk", source });
             }
         }
         Ok(())
     }
 
     fn deactivate(&mut self) {
-        self.workers.clear();
+        self.workers.end();
     }
 
-    fn workers(&self) -> &[Worker] {
+    fn workers(&self) -> &Workers {
         &self.workers
     }
 

@@ -23,11 +23,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::time::{TimerfdClockId, TimerfdFlags};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::counter::{Counter, counters};
-use super::worker::Worker;
+use super::timer::Timer;
+use super::worker::Workers;
 use super::{ActivateError, Activation, VirtioDevice};
 use crate::{Error, Result};
 use port::{Port, put_out};
@@ -69,7 +69,7 @@ pub struct Console {
     output: SharedOutput,
     input: Arc<ConsoleInput>,
     counters: Arc<Counters>,
-    worker: Option<Worker>,
+    workers: Workers,
 }
 
 /// Where input for a guest is put.
@@ -138,28 +138,26 @@ impl Console {
     /// None so far.
     pub fn new(output: Box<dyn Write + Send>, input: Arc<ConsoleInput>) -> Result<Self> {
         let output = Output { to: output, pending: VecDeque::new() };
-        Ok(Self { output: Arc::new(Mutex::new(output)), input, counters: Arc::default(), worker: None })
+        Ok(Self { output: Arc::new(Mutex::new(output)), input, counters: Arc::default(), workers: Workers::default() })
     }
 
     fn start(&mut self, mut activation: Activation) -> io::Result<()> {
         let faults = &self.counters.queue_faults;
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let port = Port {
             receive: activation.take_ring(RECEIVE, faults)?,
             transmit: activation.take_ring(TRANSMIT, faults)?,
             view: activation.memory.view("console"),
             output: self.output.clone(),
             input: self.input.clone(),
-            timer: rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?,
+            timer: Timer::new()?,
             counters: self.counters.clone(),
         };
-        self.worker = Some(Worker::start("console", port, |port, sources| {
+        self.workers.start("console", port, |port, sources| {
             sources.add(port.receive.notified(), RECEIVE.into(), EventFlags::IN)?;
             sources.add(port.transmit.notified(), TRANSMIT.into(), EventFlags::IN)?;
             sources.add(&*port.input, INPUT, EventFlags::IN)?;
             sources.add(&port.timer, TIMER, EventFlags::IN)
-        })?);
-        Ok(())
+        })
     }
 }
 
@@ -184,11 +182,11 @@ impl VirtioDevice for Console {
     }
 
     fn deactivate(&mut self) {
-        self.worker = None;
+        self.workers.end();
     }
 
-    fn workers(&self) -> &[Worker] {
-        self.worker.as_slice()
+    fn workers(&self) -> &Workers {
+        &self.workers
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -31,7 +31,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::counter::{Counter, counters};
-use super::worker::Worker;
+use super::worker::Workers;
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
 use crate::config::NetConfig;
 use crate::{Error, Result};
@@ -62,7 +62,7 @@ pub struct Net {
     features: u64,
     tap: Arc<Tap>,
     counters: Arc<Counters>,
-    workers: Vec<Worker>,
+    workers: Workers,
 }
 
 counters! {
@@ -123,7 +123,7 @@ impl Net {
             features: own | offloads::features(config, tap.segments_udp()),
             tap: Arc::new(tap),
             counters: Arc::default(),
-            workers: Vec::new(),
+            workers: Workers::default(),
         })
     }
 
@@ -168,20 +168,18 @@ impl Net {
                 expected: 0,
                 failures: 0,
             };
-            self.workers.push(Worker::start(&self.name, pair, |pair, sources| {
+            self.workers.start(&self.name, pair, |pair, sources| {
                 sources.add(pair.receive.notified(), RECEIVE, EventFlags::IN)?;
                 sources.add(pair.transmit.notified(), TRANSMIT, EventFlags::IN)
-            })?);
+            })?;
         }
         // Behind the pairs that the driver knows of (virtio 1.3, 5.1.2).
         let Ok(ring) = ring(2 * pairs) else { return Ok(()) };
         let (tap, counters) = (self.tap.clone(), self.counters.clone());
         let (view, pairs) = (memory.view(&self.name), pairs.into());
         let control = Control { ring, view, tap, features, pairs, wake, counters };
-        self.workers.push(Worker::start(&self.name, control, |control, sources| {
-            sources.add(control.ring.notified(), 0, EventFlags::IN)
-        })?);
-        Ok(())
+        self.workers
+            .start(&self.name, control, |control, sources| sources.add(control.ring.notified(), 0, EventFlags::IN))
     }
 }
 
@@ -218,10 +216,10 @@ impl VirtioDevice for Net {
     }
 
     fn deactivate(&mut self) {
-        self.workers.clear();
+        self.workers.end();
     }
 
-    fn workers(&self) -> &[Worker] {
+    fn workers(&self) -> &Workers {
         &self.workers
     }
 

@@ -142,6 +142,16 @@ impl VirtioPci {
         &self.id
     }
 
+    /// Asks the device's threads to stand still, and waits for none: for whoever pauses several devices.
+    pub fn ask_to_pause(&self) {
+        self.device.iter().for_each(|device| device.workers().ask_to_pause());
+    }
+
+    /// Asks the device's threads to end, and waits for none: for whoever ends several devices. [`VirtioPci::end`] must follow.
+    pub fn ask_to_end(&self) {
+        self.device.iter().for_each(|device| device.workers().ask_to_end());
+    }
+
     /// The machine pauses.
     pub fn pause(&mut self) {
         self.device.iter_mut().for_each(|device| device.pause());

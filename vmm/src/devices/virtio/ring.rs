@@ -1,7 +1,7 @@
 //! A queue as a device works on it: takes chains that the driver made available, hands them back used, and says so.
 //!
-//! [`Ring::serve`] is for queues whose requests are handled one after the other; [`Ring::take`], [`Ring::put_back`] and
-//! [`Ring::put_used`] are for those who collect chains before they know what goes into them.
+//! [`Ring::serve`] and [`Ring::serve_while`] are for queues whose requests are handled one after the other; [`Ring::take`],
+//! [`Ring::put_back`] and [`Ring::put_used`] are for those who collect chains before they know what goes into them.
 //!
 //! Guarantees:
 //! * A chain is described whatever its shape, at the cost of at most [`MAX_DESCRIPTORS`] descriptors: [`Chain::whole`] says
@@ -92,6 +92,12 @@ impl Ring {
 
     /// Handles what is available. `handle` gets each chain, and says how many bytes it wrote into it.
     pub fn serve(&mut self, view: &DeviceView, sources: &Sources, mut handle: impl FnMut(Chain) -> u32) {
+        self.serve_while(view, sources, |chain| Some(handle(chain)));
+    }
+
+    /// As [`Ring::serve`], until `handle` says `None`: that chain is as if it had not been taken, and whoever said so comes
+    /// back for it and those behind it.
+    pub fn serve_while(&mut self, view: &DeviceView, sources: &Sources, mut handle: impl FnMut(Chain) -> Option<u32>) {
         self.begin(view);
         for _ in 0..BATCH {
             if sources.is_called_away() {
@@ -99,7 +105,10 @@ impl Ring {
             }
             let Some(chain) = self.take(view) else { return self.announce(view) };
             let head = chain.head;
-            let written = handle(chain);
+            let Some(written) = handle(chain) else {
+                self.put_back(1);
+                return self.announce(view);
+            };
             self.put_used(view, head, written);
         }
         self.again();

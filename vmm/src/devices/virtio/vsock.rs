@@ -11,6 +11,7 @@
 //! Guarantees:
 //! * No more than [`connections::MAX_CONNECTIONS`] connections, and [`connection::BUFFER`] bytes held for each; neither side can make
 //!   the other hold more. A side that does not read slows down its own connection, and no other.
+//! * Programs of the host's for which there is no descriptor wait, and are let in once there is one, whatever the guest does.
 //! * A packet that makes no sense, or whose buffers are private, is counted, costs its connection at most, and others go on.
 //! * The socket can be used by the user that runs Umbra. It is gone when the device is, and never taken from somebody else
 //!   who listens on it.
@@ -28,13 +29,13 @@ use rustix::event::epoll::EventFlags;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use super::counter::{Counter, counters};
-use super::worker::Worker;
+use super::worker::Workers;
 use super::{ActivateError, Activation, VirtioDevice, read_bytes};
 use crate::config::VsockConfig;
 use crate::{Error, Result};
 use connections::Connections;
 use listener::Listener;
-use muxer::{LISTENER, Muxer, RECEIVE, TRANSMIT};
+use muxer::{LISTENER, Muxer, RECEIVE, TIMER, TRANSMIT};
 
 /// Entries of its queues: for what it has to receive, to transmit, and for events, of which there are none.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
@@ -49,7 +50,7 @@ pub struct Vsock {
     cid: u32,
     listener: Arc<Listener>,
     counters: Arc<Counters>,
-    worker: Option<Worker>,
+    workers: Workers,
 }
 
 counters! {
@@ -63,6 +64,8 @@ counters! {
         connections: Counter => "connections",
         /// Connections that were refused, since nobody listens or there are too many.
         rejected: Counter => "rejected",
+        /// How often programs of the host's that connect had to wait, for want of descriptors.
+        postponed: Counter => "postponed",
         /// Packets and buffers of the guest's that made no sense, or were refused.
         failed: Counter => "failed",
         /// Of those, such as named memory that devices may not touch.
@@ -87,25 +90,25 @@ impl Vsock {
             cid: config.cid,
             listener: Arc::new(Listener::bind(&config.socket)?),
             counters: Arc::default(),
-            worker: None,
+            workers: Workers::default(),
         })
     }
 
     fn start(&mut self, mut activation: Activation) -> io::Result<()> {
         let faults = &self.counters.queue_faults;
-        let connections = Connections::new(self.cid.into(), self.listener.clone(), self.counters.clone());
+        let connections = Connections::new(self.cid.into(), self.listener.clone(), self.counters.clone())?;
         let muxer = Muxer {
             receive: activation.take_ring(RECEIVE as u16, faults)?,
             transmit: activation.take_ring(TRANSMIT as u16, faults)?,
             view: activation.memory.view(&self.name),
             connections,
         };
-        self.worker = Some(Worker::start(&self.name, muxer, |muxer, sources| {
+        self.workers.start(&self.name, muxer, |muxer, sources| {
             sources.add(muxer.receive.notified(), RECEIVE, EventFlags::IN)?;
             sources.add(muxer.transmit.notified(), TRANSMIT, EventFlags::IN)?;
+            sources.add(muxer.connections.timer(), TIMER, EventFlags::IN)?;
             sources.add(self.listener.socket(), LISTENER, EventFlags::IN)
-        })?);
-        Ok(())
+        })
     }
 }
 
@@ -132,11 +135,11 @@ impl VirtioDevice for Vsock {
     }
 
     fn deactivate(&mut self) {
-        self.worker = None;
+        self.workers.end();
     }
 
-    fn workers(&self) -> &[Worker] {
-        self.worker.as_slice()
+    fn workers(&self) -> &Workers {
+        &self.workers
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

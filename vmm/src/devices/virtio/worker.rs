@@ -1,13 +1,19 @@
-//! A thread that works for a device whenever one of its descriptors is ready, and that can be paused and ended.
+//! The threads of a device: each works whenever one of its descriptors is ready, and all of them can be paused and ended.
 //!
 //! Guarantees:
-//! * After [`Worker::pause`], and after a worker was dropped, its service is not running and touches nothing. What arrives
-//!   meanwhile is not lost: its descriptors stay ready.
-//! * Both wait for what the service is at. A service that has much to do asks [`Sources::is_called_away`] between the parts
-//!   of it, and leaves the rest for later.
+//! * After [`Workers::pause`] and [`Workers::end`], and after they were dropped, none of their services is running and touches
+//!   anything. What arrives meanwhile is not lost: descriptors stay ready.
+//! * All three wait for what the services are at. A service that has much to do asks [`Sources::is_called_away`] between the
+//!   parts of it, and leaves the rest for later.
+//! * All workers of a device are asked before one is waited for, so that a device with many of them takes as long as its
+//!   slowest and not as all together: nobody takes up anything new while another one finishes. A device has no other way to
+//!   them. Whoever has several devices asks all of them first ([`Workers::ask_to_pause`], [`Workers::ask_to_end`]).
 //! * A service that panics ends its worker, with a line in the log, and nothing else.
 //!
 //! Cost: one thread, one epoll and one eventfd each.
+
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -70,10 +76,13 @@ impl Sources {
     }
 }
 
-/// A thread that works for a device. Dropped, it ends.
-pub struct Worker {
+/// The threads that work for a device. Dropped, they end.
+#[derive(Default)]
+pub struct Workers(Vec<Worker>);
+
+struct Worker {
     control: Arc<Control>,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
 }
 
 struct Control {
@@ -121,18 +130,26 @@ impl Control {
         state.resting = false;
         !state.end
     }
+
+    fn wait_until_still(&self) {
+        let mut state = self.state();
+        while !(state.resting || state.ended) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
 }
 
-impl Worker {
+impl Workers {
     /// Starts a thread for this service. `set_up` names the descriptors that it waits for from the start.
     ///
     /// # Errors
     /// No thread or descriptor to be had, or what `set_up` says.
     pub fn start<S: Service>(
+        &mut self,
         name: &str,
         mut service: S,
         set_up: impl FnOnce(&mut S, &Sources) -> io::Result<()>,
-    ) -> io::Result<Self> {
+    ) -> io::Result<()> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let (state, changed, called_away) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
         let control = Arc::new(Control { state, changed, wake, called_away });
@@ -148,21 +165,42 @@ impl Worker {
             own.state().ended = true;
             own.changed.notify_all();
         })?;
-        Ok(Self { control, thread: Some(thread) })
+        self.0.push(Worker { control, thread });
+        Ok(())
     }
 
-    /// Comes back when the service stands still.
+    fn tell(&self, change: impl Fn(&mut State)) {
+        self.0.iter().for_each(|worker| worker.control.tell(&change));
+    }
+
+    /// Asks all services to stand still, and waits for none.
+    pub fn ask_to_pause(&self) {
+        self.tell(|state| state.pause = true);
+    }
+
+    /// Comes back when all services stand still.
     pub fn pause(&self) {
-        self.control.tell(|state| state.pause = true);
-        let mut state = self.control.state();
-        while !(state.resting || state.ended) {
-            state = self.control.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.ask_to_pause();
+        self.0.iter().for_each(|worker| worker.control.wait_until_still());
     }
 
-    /// Lets the service go on.
+    /// Lets the services go on.
     pub fn resume(&self) {
-        self.control.tell(|state| (state.pause, state.resting) = (false, false));
+        self.tell(|state| (state.pause, state.resting) = (false, false));
+    }
+
+    /// Asks all services to end, and waits for none. They can't be kept from it any more.
+    pub fn ask_to_end(&self) {
+        self.tell(|state| state.end = true);
+    }
+
+    /// Comes back when all services have ended and are gone.
+    pub fn end(&mut self) {
+        self.ask_to_end();
+        for worker in self.0.drain(..) {
+            // A panic of its own was reported when it happened.
+            let _ = worker.thread.join();
+        }
     }
 }
 
@@ -193,114 +231,8 @@ fn work(mut service: impl Service, sources: &Sources, control: &Control) {
     }
 }
 
-impl Drop for Worker {
+impl Drop for Workers {
     fn drop(&mut self) {
-        self.control.tell(|state| state.end = true);
-        if let Some(thread) = self.thread.take() {
-            // A panic of its own was reported when it happened.
-            let _ = thread.join();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::time::{Duration, Instant};
-
-    use super::*;
-
-    /// Counts what it reads from a pipe; panics at a zero, ends at a one.
-    struct Counter(OwnedFd, Arc<AtomicU64>);
-
-    impl Service for Counter {
-        fn ready(&mut self, token: u64, _: &Sources) -> ControlFlow<()> {
-            assert_eq!(token, 7);
-            let mut byte = [0];
-            rustix::io::read(&self.0, &mut byte).unwrap();
-            self.1.fetch_add(1, Ordering::SeqCst);
-            match byte[0] {
-                0 => panic!("as the test wants it"),
-                1 => ControlFlow::Break(()),
-                _ => ControlFlow::Continue(()),
-            }
-        }
-    }
-
-    fn counter() -> (Worker, OwnedFd, Arc<AtomicU64>) {
-        let (read, write) = rustix::pipe::pipe().unwrap();
-        let count = Arc::new(AtomicU64::new(0));
-        let set_up = |service: &mut Counter, sources: &Sources| sources.add(&service.0, 7, EventFlags::IN);
-        let worker = Worker::start("counter", Counter(read, count.clone()), set_up).unwrap();
-        (worker, write, count)
-    }
-
-    fn wait_until(what: impl Fn() -> bool) {
-        let start = Instant::now();
-        while !what() {
-            assert!(start.elapsed() < Duration::from_secs(30), "it does not happen");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    #[test]
-    fn nothing_runs_while_paused_and_nothing_is_lost() {
-        let (worker, pipe, count) = counter();
-        rustix::io::write(&pipe, &[9]).unwrap();
-        wait_until(|| count.load(Ordering::SeqCst) == 1);
-        for round in 0..20 {
-            worker.pause();
-            rustix::io::write(&pipe, &[9, 9]).unwrap();
-            std::thread::sleep(Duration::from_millis(2));
-            assert_eq!(count.load(Ordering::SeqCst), 1 + 2 * round);
-            worker.resume();
-            wait_until(|| count.load(Ordering::SeqCst) == 3 + 2 * round);
-        }
-    }
-
-    #[test]
-    fn a_worker_that_has_ended_can_be_paused_and_dropped() {
-        for last in [0, 1] {
-            let (worker, pipe, count) = counter();
-            rustix::io::write(&pipe, &[last]).unwrap();
-            wait_until(|| count.load(Ordering::SeqCst) == 1);
-            worker.pause();
-            worker.resume();
-        }
-    }
-
-    /// Has always more to do, until it is called away.
-    struct Busy(OwnedFd, Arc<AtomicU64>);
-
-    impl Service for Busy {
-        fn ready(&mut self, _: u64, sources: &Sources) -> ControlFlow<()> {
-            self.1.fetch_add(1, Ordering::SeqCst);
-            while !sources.is_called_away() {
-                std::thread::yield_now();
-            }
-            ControlFlow::Continue(())
-        }
-    }
-
-    #[test]
-    fn a_service_that_has_much_to_do_is_called_away_and_comes_back() {
-        let wake = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
-        let count = Arc::new(AtomicU64::new(0));
-        let set_up = |service: &mut Busy, sources: &Sources| sources.add(&service.0, 7, EventFlags::IN);
-        let worker = Worker::start("busy", Busy(wake, count.clone()), set_up).unwrap();
-        for round in 1..5 {
-            wait_until(|| count.load(Ordering::SeqCst) == round);
-            worker.pause();
-            worker.resume();
-        }
-        wait_until(|| count.load(Ordering::SeqCst) == 5);
-        drop(worker);
-    }
-
-    #[test]
-    fn a_paused_worker_ends_when_it_is_dropped() {
-        let (worker, _pipe, _) = counter();
-        worker.pause();
-        drop(worker);
+        self.end();
     }
 }

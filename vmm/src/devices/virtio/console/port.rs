@@ -3,18 +3,17 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError};
-
-use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
+use std::time::Duration;
 
 use super::{ConsoleInput, Counters, INPUT, MAX_OUTPUT, Output, RECEIVE, SharedOutput, TIMER};
 use crate::devices::virtio::ring::{BATCH, Chain, Ring};
+use crate::devices::virtio::timer::Timer;
 use crate::devices::virtio::worker::{Service, Sources};
 use crate::memory::guarded::DeviceView;
 
 /// When an output is asked again that would have blocked.
-const ASK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+const ASK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The port and its queues.
 pub(super) struct Port {
@@ -24,7 +23,7 @@ pub(super) struct Port {
     pub output: SharedOutput,
     pub input: Arc<ConsoleInput>,
     /// Runs while an output would block.
-    pub timer: OwnedFd,
+    pub timer: Timer,
     pub counters: Arc<Counters>,
 }
 
@@ -36,7 +35,7 @@ impl Service for Port {
                 self.receive();
             }
             TIMER => {
-                let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+                self.timer.take();
                 self.transmit();
             }
             token if token == u64::from(RECEIVE) => {
@@ -76,10 +75,8 @@ impl Port {
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..BATCH {
             if !put_out(&mut output, counters) {
-                let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: ASK_AGAIN };
-                if rustix::time::timerfd_settime(&*timer, TimerfdTimerFlags::empty(), &once).is_ok() {
-                    return transmit.announce(view);
-                }
+                timer.start(ASK_AGAIN);
+                return transmit.announce(view);
             }
             let Some(chain) = transmit.take(view) else { return transmit.announce(view) };
             take_over(view, counters, &chain, &mut output.pending);

@@ -11,6 +11,7 @@ use virtio_queue::QueueT;
 
 use super::common::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
 use super::*;
+use crate::devices::virtio::worker::Workers;
 use crate::memory::{GuestRam, RamOptions};
 
 const BASE: u32 = 0xc000_8000;
@@ -28,7 +29,7 @@ struct Seen {
 }
 
 /// Its configuration is four bytes that can be written.
-struct Probe(Arc<Seen>, [u8; 4]);
+struct Probe(Arc<Seen>, [u8; 4], Workers);
 
 impl VirtioDevice for Probe {
     fn device_type(&self) -> u32 {
@@ -62,8 +63,8 @@ impl VirtioDevice for Probe {
         self.0.active.store(false, Ordering::SeqCst);
         *self.0.activation.lock().unwrap() = None;
     }
-    fn workers(&self) -> &[crate::devices::virtio::worker::Worker] {
-        &[]
+    fn workers(&self) -> &Workers {
+        &self.2
     }
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
@@ -89,7 +90,9 @@ fn world_with(access_platform: AccessPlatform) -> World {
     let seen = Arc::new(Seen::default());
     let (lines, memory) = (MsiLines::new(vm.clone()), ram.devices().clone());
     let platform = Platform { vm: vm.clone(), lines, memory, access_platform };
-    let mut function = VirtioPci::new("probe", Box::new(Probe(seen.clone(), [1, 2, 3, 4])), platform, BASE).unwrap();
+    let mut function =
+        VirtioPci::new("probe", Box::new(Probe(seen.clone(), [1, 2, 3, 4], Workers::default())), platform, BASE)
+            .unwrap();
     function.write_config(COMMAND, &[6, 0]);
     let world = World { vm, ram, seen, function };
     use arch::x86_64::private_faults::{ConversionKind, ConversionRequest, Origin};

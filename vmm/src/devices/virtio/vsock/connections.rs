@@ -7,7 +7,9 @@ mod from_guest;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
 
@@ -18,6 +20,7 @@ use super::muxer::LISTENER;
 use super::packet::{HOST_CID, Header, STREAM, op};
 use crate::devices::virtio::buffers::Buffers;
 use crate::devices::virtio::ring::BATCH;
+use crate::devices::virtio::timer::Timer;
 use crate::devices::virtio::worker::Sources;
 
 /// The most connections at a time.
@@ -25,6 +28,9 @@ pub const MAX_CONNECTIONS: usize = 256;
 
 /// How many answers may wait for a guest that takes none before programs of the host's are turned away.
 const MAX_WAITING: usize = 16 * MAX_CONNECTIONS;
+
+/// When programs of the host's are let in again that could not be.
+pub const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// The first number of a connection, above those that the thread's other tokens have.
 const FIRST_ID: u64 = 16;
@@ -36,8 +42,8 @@ const FIRST_PORT: u32 = 1 << 30;
 pub(super) struct Connections {
     cid: u64,
     listener: Arc<Listener>,
-    /// Whether the listener is waited for.
-    listening: bool,
+    /// Runs while the listener is not waited for.
+    timer: Timer,
     all: HashMap<u64, Connection>,
     /// Those that the guest knows of, by the host's port and its own.
     by_ports: HashMap<(u32, u32), u64>,
@@ -57,11 +63,15 @@ struct Answer {
 }
 
 impl Connections {
-    pub fn new(cid: u64, listener: Arc<Listener>, counters: Arc<Counters>) -> Self {
-        Self {
+    /// None so far.
+    ///
+    /// # Errors
+    /// No descriptor to be had.
+    pub fn new(cid: u64, listener: Arc<Listener>, counters: Arc<Counters>) -> io::Result<Self> {
+        Ok(Self {
             cid,
             listener,
-            listening: true,
+            timer: Timer::new()?,
             all: HashMap::new(),
             by_ports: HashMap::new(),
             next_id: FIRST_ID,
@@ -69,7 +79,12 @@ impl Connections {
             answers: VecDeque::new(),
             readable: VecDeque::new(),
             counters,
-        }
+        })
+    }
+
+    /// Becomes readable when [`Connections::listen`] is to be called.
+    pub fn timer(&self) -> impl AsFd {
+        self.timer.as_fd()
     }
 
     pub fn counters(&self) -> &Counters {
@@ -81,10 +96,11 @@ impl Connections {
         self.answers.len()
     }
 
-    /// Waits for programs of the host's again, if that was given up.
+    /// Waits for programs of the host's again, after that was given up for a while.
     pub fn listen(&mut self, sources: &Sources) {
-        if !self.listening {
-            self.listening = sources.add(self.listener.socket(), LISTENER, EventFlags::IN).is_ok();
+        self.timer.take();
+        if sources.add(self.listener.socket(), LISTENER, EventFlags::IN).is_err() {
+            self.timer.start(ACCEPT_AGAIN);
         }
     }
 
@@ -96,10 +112,11 @@ impl Connections {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
-                    // No descriptors, most likely: until something else happens.
-                    tracing::warn!("connections to a socket device have to wait: {error}");
-                    self.listening = sources.remove(self.listener.socket()).is_err();
-                    return;
+                    // No descriptors, most likely, and nobody tells when there are some. It can't fail: it is waited for.
+                    let _ = sources.remove(self.listener.socket());
+                    self.timer.start(ACCEPT_AGAIN);
+                    self.listener.tell(&error);
+                    return self.counters.postponed.add(1);
                 }
             };
             let full = self.all.len() >= MAX_CONNECTIONS || self.answers.len() >= MAX_WAITING;

@@ -8,6 +8,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -16,6 +18,9 @@ use crate::{Error, Result};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// How often it is told at the most that programs have to wait.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The longest that is appended to the path: an underscore and a port.
 const LONGEST_SUFFIX: &str = "_4294967295";
@@ -26,6 +31,8 @@ pub(super) struct Listener {
     socket: UnixListener,
     path: PathBuf,
     file: (u64, u64),
+    /// When it was told that programs have to wait.
+    told: Mutex<Option<Instant>>,
 }
 
 impl Listener {
@@ -66,7 +73,7 @@ impl Listener {
         rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("create")(errno.into()))?;
         rustix::net::bind(&socket, &address).map_err(|errno| failed("create")(errno.into()))?;
         let file = std::fs::symlink_metadata(path).map(|file| identity(&file)).map_err(failed("look at"))?;
-        let listener = Self { socket: socket.into(), path: path.to_owned(), file };
+        let listener = Self { socket: socket.into(), path: path.to_owned(), file, told: Mutex::default() };
         rustix::net::listen(&listener.socket, BACKLOG).map_err(|errno| failed("listen on")(errno.into()))?;
         Ok(listener)
     }
@@ -74,6 +81,15 @@ impl Listener {
     /// The socket. Never blocks.
     pub fn socket(&self) -> &UnixListener {
         &self.socket
+    }
+
+    /// Tells why programs have to wait, at most once in [`TELL_INTERVAL`].
+    pub fn tell(&self, error: &io::Error) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
+            *told = Some(Instant::now());
+            tracing::warn!("programs that connect to {} have to wait: {error}", self.path.display());
+        }
     }
 
     /// Connects to who listens for connections of the guest's to this port.

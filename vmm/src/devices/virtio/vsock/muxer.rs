@@ -8,7 +8,8 @@
 //! Guarantees:
 //! * While more answers wait for buffers of the guest's than [`MAX_ANSWERS`], nothing more is read of what it transmits.
 //! * Sockets are read only into buffers that are there, and only as far as the guest has room for.
-//! * One call handles at most [`BATCH`] packets each way.
+//! * One call handles at most [`BATCH`] packets each way, and takes none of the guest's any more once the thread is called
+//!   away: the guest chooses how large they are.
 
 use std::ops::ControlFlow;
 
@@ -27,10 +28,11 @@ pub const MAX_ANSWERS: usize = 256;
 /// The most bytes of data of a packet for the guest.
 const MAX_DATA: u32 = 64 << 10;
 
-/// What is waited for: the queues by their numbers, the listener, and connections by numbers above these.
+/// What is waited for: the queues by their numbers, the listener and its timer, and connections by numbers above these.
 pub(super) const RECEIVE: u64 = 0;
 pub(super) const TRANSMIT: u64 = 1;
 pub(super) const LISTENER: u64 = 2;
+pub(super) const TIMER: u64 = 3;
 
 /// The queues and the connections.
 pub(super) struct Muxer {
@@ -44,11 +46,9 @@ impl Service for Muxer {
     fn ready(&mut self, token: u64, sources: &Sources) -> ControlFlow<()> {
         match token {
             RECEIVE => self.receive.begin(&self.view),
-            TRANSMIT => {
-                self.transmit.begin(&self.view);
-                self.transmit(sources);
-            }
+            TRANSMIT => self.transmit(sources),
             LISTENER => self.connections.accept(sources),
+            TIMER => self.connections.listen(sources),
             id => self.connections.ready(id, sources),
         }
         let full = self.connections.answers() >= MAX_ANSWERS;
@@ -57,9 +57,6 @@ impl Service for Muxer {
             // There may be packets that were left alone.
             self.transmit.again();
         }
-        if token != LISTENER {
-            self.connections.listen(sources);
-        }
         ControlFlow::Continue(())
     }
 }
@@ -67,19 +64,17 @@ impl Service for Muxer {
 impl Muxer {
     /// Handles what the guest transmits.
     fn transmit(&mut self, sources: &Sources) {
-        for _ in 0..BATCH {
-            if self.connections.answers() >= MAX_ANSWERS {
-                return self.transmit.announce(&self.view);
+        let Self { transmit, view, connections, .. } = self;
+        transmit.serve_while(view, sources, |chain| {
+            if connections.answers() >= MAX_ANSWERS {
+                // It is looked at again once there are fewer.
+                return None;
             }
-            let Some(chain) = self.transmit.take(&self.view) else { return self.transmit.announce(&self.view) };
-            let head = chain.head;
-            if !self.connections.packet(&self.view, chain, sources) {
-                self.connections.counters().failed.add(1);
+            if !connections.packet(view, chain, sources) {
+                connections.counters().failed.add(1);
             }
-            self.transmit.put_used(&self.view, head, 0);
-        }
-        self.transmit.announce(&self.view);
-        self.transmit.again();
+            Some(0)
+        });
     }
 
     /// Gives the guest what waits for it, as far as it has buffers.
