@@ -4,6 +4,7 @@ mod balloon;
 mod clock;
 mod console;
 mod disk;
+mod embedder;
 mod entropy;
 mod network;
 mod power;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         clock::TESTS,
         console::TESTS,
         disk::TESTS,
+        embedder::TESTS,
         entropy::TESTS,
         network::TESTS,
         power::TESTS,
