@@ -114,11 +114,13 @@ fn in_use() -> anyhow::Result<()> {
 
 fn at_once() -> anyhow::Result<()> {
     let bed = Bed::new(&[])?;
-    let (kernel, socket) = (bed.folder.path().join("vmlinux"), bed.folder.path().join("other"));
-    for operation in ["vm.boot", "vm.delete"].repeat(4) {
+    let path = |name| bed.folder.path().join(name);
+    let (kernel, socket, events) = (path("vmlinux"), path("other"), path("events"));
+    for operation in ["vmm.ping", "vm.boot", "vm.delete"].repeat(3) {
         let mut command = Command::new(kvm_tests::umbra::program()?);
         command.arg("run").arg("--kernel").arg(&kernel).arg("--api-socket").arg(&socket).stdin(Stdio::null());
         command.args(["--cmdline", "hostile", "--serial", "null", "--memory", "size=64M,unmappable=on"]);
+        command.args(["--event-monitor", &format!("path={}", events.display())]);
         let mut umbra = Running::start(&mut command)?;
         let client = Client::new(&socket);
         // The first moment that anything can be asked.
@@ -128,7 +130,10 @@ fn at_once() -> anyhow::Result<()> {
                 answer => break answer,
             }
         };
+        let booted = std::fs::read_to_string(&events)?.contains("\"booted\"");
+        ensure!(booted, "{operation} was answered before the machine ran");
         match (operation, answer) {
+            ("vmm.ping", Ok(_)) => {}
             ("vm.boot", Err(ClientError::Refused { status: 405, .. })) => {
                 ensure!(does(&client, "vm.info", None)?["state"] == "Running");
             }
