@@ -1,6 +1,7 @@
 //! A second chance for what the flaw of emulated processors may have spoiled.
 //!
-//! Once in some hundreds of machines a guest crashes, or the whole nested host ends, for no reason of its own (docs/lab.md).
+//! Once in some hundreds of machines a guest crashes, one of its processors goes silent, or the whole nested host ends, for no
+//! reason of its own (docs/lab.md).
 //! [`second_chance`] does again, once, what failed with a [`Flaw`], and says so. What is umbra's fault fails again.
 
 use std::fmt::{Display, Formatter};
@@ -12,6 +13,8 @@ use anyhow::Result;
 pub enum Flaw {
     /// A guest shut down by a triple fault.
     GuestCrashed,
+    /// A guest's kernel misses one of its processors.
+    ProcessorSilent,
     /// The nested host ended before what ran in it did.
     HostLost,
 }
@@ -20,6 +23,7 @@ impl Display for Flaw {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::GuestCrashed => "the guest crashed (triple fault)",
+            Self::ProcessorSilent => "a processor of the guest went silent",
             Self::HostLost => "the nested host ended before the command did",
         })
     }

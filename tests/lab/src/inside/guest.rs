@@ -10,7 +10,7 @@ use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::console::Follower;
@@ -20,6 +20,7 @@ use super::watch::Watch;
 use super::{markers, smaps};
 use crate::demo::figures::{MemoryStats, VmFigures};
 use crate::process::Family;
+use crate::second_chance::Flaw;
 
 /// How often a state is asked for that nothing announces.
 const POLL: Duration = Duration::from_millis(10);
@@ -130,9 +131,7 @@ impl Plan {
         match guest.demonstrate(&seed, limits, searcher) {
             Ok(figures) => Ok(figures),
             Err(error) => {
-                let watch = guest.watch();
-                let words = guest.last_words(self.show_console);
-                Err(watch.explain(anyhow!("with isolation={}, {error:#}{words}", isolation.name())))
+                Err(guest.explain(error.context(format!("with isolation={}", isolation.name())), self.show_console))
             }
         }
     }
@@ -323,28 +322,30 @@ impl Guest {
         }
     }
 
-    /// Ends umbra, and returns the end of what the guest and it said, for an error message.
-    pub fn last_words(mut self, all_shown: bool) -> String {
+    /// Ends umbra; adds the end of what the guest and it said to the error, and a [`Flaw`] that may explain it.
+    pub fn explain(mut self, error: Error, all_shown: bool) -> Error {
         self.vmm.kill();
-        if all_shown {
-            return String::new();
-        }
-        let mut words = String::new();
-        for (who, lines) in
-            [("the guest's console", self.console.last_lines()), ("umbra's standard error", self.errors.last_lines())]
-        {
-            if lines.is_empty() {
-                continue;
-            }
-            words.push_str(&format!("\n--- end of {who} ---"));
-            for line in lines {
-                words.push('\n');
-                words.push_str(&line);
-            }
-        }
-        words.push_str("\n--- `cargo lab demo --verbose` shows all that the guest's kernel says ---");
-        words
+        let watch = self.watch();
+        let said =
+            [("the guest's console", self.console.last_lines()), ("umbra's standard error", self.errors.last_lines())];
+        let stalled = said[0].1.iter().any(|line| tells_of_a_stall(line));
+        let words = if all_shown { String::new() } else { last_words(said) };
+        let error = watch.explain(anyhow!("{error:#}{words}"));
+        if stalled { error.context(Flaw::ProcessorSilent) } else { error }
     }
+}
+
+fn last_words(said: [(&str, Vec<String>); 2]) -> String {
+    let mut words = String::new();
+    for (who, lines) in said.into_iter().filter(|(_, lines)| !lines.is_empty()) {
+        words.push_str(&format!("\n--- end of {who} ---\n{}", lines.join("\n")));
+    }
+    words + "\n--- `cargo lab demo --verbose` shows all that the guest's kernel says ---"
+}
+
+/// Whether a line is of Linux's, about a processor that it has not heard of for 21 seconds.
+fn tells_of_a_stall(line: &str) -> bool {
+    line.contains("rcu: INFO: ") && line.contains("detected stalls on CPUs")
 }
 
 #[cfg(test)]

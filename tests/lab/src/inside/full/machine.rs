@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, anyhow, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use tempfile::TempDir;
 
 use super::api::Api;
@@ -128,11 +128,9 @@ impl<'a> Vm<'a> {
         Ok(path)
     }
 
-    /// Ends umbra; adds the end of what the guest and it said to the error, and whether the guest had crashed.
+    /// See [`Guest::explain`].
     pub fn explain(self, error: Error, all_shown: bool) -> Error {
-        let watch = self.guest.watch();
-        let words = self.guest.last_words(all_shown);
-        watch.explain(anyhow!("{error:#}{words}"))
+        self.guest.explain(error, all_shown)
     }
 }
 

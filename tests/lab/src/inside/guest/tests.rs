@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
 
 use super::*;
-use crate::second_chance::Flaw;
 
 /// What every acting umbra begins with: `$events` is the event monitor's file, `$seed` the seed.
 const BEGINNING: &str = r#"#!/bin/sh
@@ -127,7 +126,7 @@ fn guest_that_does_not_boot_is_shown() {
     let error =
         failure("say 'Kernel panic'; echo 'a warning' >&2; sleep 60", FOUND, Limits { boot: SHORT, ..limits() });
     assert!(
-        error.starts_with("with isolation=software, the guest did not say \"umbra-demo: init\" within 1 s"),
+        error.starts_with("with isolation=software: the guest did not say \"umbra-demo: init\" within 1 s"),
         "{error}"
     );
     assert!(error.contains("console ---\nKernel panic\n") && error.contains("error ---\na warning\n"), "{error}");
@@ -141,7 +140,11 @@ fn a_guest_that_is_reset_is_not_waited_for_and_a_crash_is_told() {
     };
     let crash = reset(r#"{"cause":"triple-fault"}"#);
     assert!(crash.is::<Flaw>(), "{crash:#}");
-    assert!(format!("{crash:#}").contains("with isolation=software, its guest crashed"), "{crash:#}");
+    assert!(format!("{crash:#}").contains("with isolation=software: its guest crashed"), "{crash:#}");
+    let stall = "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:";
+    let stalled =
+        demonstrate(&format!("say '{stall}'; sleep 60"), FOUND, Limits { boot: SHORT, ..limits() }).unwrap_err();
+    assert_eq!(stalled.downcast_ref(), Some(&Flaw::ProcessorSilent));
     let asked = reset("null");
     assert!(!asked.is::<Flaw>() && asked.to_string().contains("its guest reset itself"), "{asked:#}");
 }
