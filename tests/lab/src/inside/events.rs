@@ -32,9 +32,15 @@ pub enum Reset {
 pub struct EventFile(PathBuf);
 
 impl EventFile {
-    /// The file at this path, which need not be there yet.
-    pub fn new(path: PathBuf) -> Self {
-        Self(path)
+    /// The file at this path, for an umbra that is about to start. What an earlier one told there is gone: umbra itself leaves
+    /// it until its machine is built.
+    pub fn create(path: PathBuf) -> Result<Self> {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(Self(path)),
+        }
     }
 
     /// Its path.
@@ -113,9 +119,9 @@ mod tests {
 
     fn file(text: &str) -> (tempfile::TempDir, EventFile) {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("events");
-        std::fs::write(&path, text).unwrap();
-        (folder, EventFile::new(path))
+        let events = EventFile::create(folder.path().join("events")).unwrap();
+        std::fs::write(events.path(), text).unwrap();
+        (folder, events)
     }
 
     #[test]
@@ -134,9 +140,9 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_yet_has_no_events() {
-        let (folder, _) = file("");
-        let events = EventFile::new(folder.path().join("later"));
+    fn what_an_earlier_umbra_told_is_gone_and_a_file_that_is_not_there_yet_has_no_events() {
+        let (_folder, events) = file(&format!("{REBOOTING}null}}"));
+        let events = EventFile::create(events.path().clone()).unwrap();
         assert_eq!((events.memory_stats().unwrap(), events.reset().unwrap()), (Vec::new(), None));
     }
 

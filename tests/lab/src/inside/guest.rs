@@ -209,7 +209,7 @@ impl Guest {
 
     /// Starts `umbra` by this command, with an event monitor at `events`.
     pub fn launch(mut command: Command, events: PathBuf, show_console: bool) -> Result<Self> {
-        let events = EventFile::new(events);
+        let events = EventFile::create(events)?;
         let mut monitor = OsString::from("path=");
         monitor.push(events.path());
         command.arg("--event-monitor").arg(monitor);

@@ -44,10 +44,10 @@ mod tests {
 
     fn watch(properties: &str) -> (tempfile::TempDir, Watch) {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("events");
-        std::fs::write(&path, format!(r#"{{"source": "vm", "event": "rebooting", "properties": {properties}}}"#))
-            .unwrap();
-        (folder, Watch::new(EventFile::new(path)))
+        let events = EventFile::create(folder.path().join("events")).unwrap();
+        let event = format!(r#"{{"source": "vm", "event": "rebooting", "properties": {properties}}}"#);
+        std::fs::write(events.path(), event).unwrap();
+        (folder, Watch::new(events))
     }
 
     #[test]
