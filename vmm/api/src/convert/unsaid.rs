@@ -1,8 +1,9 @@
 //! What a configuration leaves to Umbra and what must stay the same from then on: names of devices and hardware addresses. And
 //! what Cloud Hypervisor's document promises that `vm.info` tells, where it was not said: the most processors that there can be.
 //!
-//! The time that it takes grows with the number of devices, and not faster. It is filled in once, when a machine is created or a device is added, and told by `vm.info`. So a guest finds its network
-//! device again after each reset, and a device can be removed by the name that it is listed under.
+//! It is filled in once, when a machine is created or a device is added, and told by `vm.info`. So a guest finds its network
+//! device again after each reset, and a device can be removed by the name that it is listed under. The time that it takes grows
+//! with the number of devices, and not faster.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
