@@ -14,16 +14,16 @@ use crate::options::Options;
 use crate::process::start_in_foreground;
 
 mod apt;
-mod backports;
 mod listing;
 mod mirror;
+mod newer;
 
 use apt::Refreshed;
 pub use apt::{
     Candidate, candidate, download, fetch_deb, is_cached, last_candidate, newest_matching, resolve_meta, unpack,
 };
-pub use backports::{fetch_backports, has_backports};
 pub use mirror::debian_mirror;
+pub use newer::{Root, fetch_newer, has_newer};
 
 /// A package that this machine needs installed.
 #[derive(Clone, Copy, Debug)]

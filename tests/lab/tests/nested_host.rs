@@ -25,11 +25,12 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // A nested host takes both processors of a small machine, and 6 GiB.
     arguments.test_threads.get_or_insert(1);
-    let tests: [Test; 16] = [
+    let tests: [Test; 17] = [
         ("exit_status_is_the_commands", exit_status_is_the_commands),
         ("streams_arrive_whole_and_apart", streams_arrive_whole_and_apart),
         ("words_environment_and_folder_arrive", words_environment_and_folder_arrive),
         ("private_memory_is_offered", private_memory_is_offered),
+        ("programs_stay_away_from_processor_0", programs_stay_away_from_processor_0),
         ("machine_s_files_cannot_be_changed", machine_s_files_cannot_be_changed),
         ("output_folder_is_kept", output_folder_is_kept),
         ("live_folder_follows_changes", live_folder_follows_changes),
@@ -115,6 +116,11 @@ fn private_memory_is_offered() -> Outcome {
     let output = run(&["sh", "-c", "test -r /dev/kvm -a -w /dev/kvm && zcat /proc/config.gz"])?;
     let config = String::from_utf8_lossy(&output.stdout).into_owned();
     check(config.contains("CONFIG_KVM_SW_PROTECTED_VM=y") && config.contains("CONFIG_KVM_AMD=y"), "KVM", &output)
+}
+
+fn programs_stay_away_from_processor_0() -> Outcome {
+    let output = run(&["sh", "-c", "nproc; grep Cpus_allowed_list /proc/self/status"])?;
+    check(output.stdout == b"2\nCpus_allowed_list:\t1-2\n", "processors 1 and 2", &output)
 }
 
 fn machine_s_files_cannot_be_changed() -> Outcome {

@@ -1,10 +1,12 @@
 //! Follows what a child writes: a guest's serial console, or a program's standard error.
 //!
-//! A thread reads it to its end, so that the writer never waits, keeps the last lines for error messages, and sends the
-//! guest's [`markers`] on with the time at which each arrived.
+//! A thread reads it to its end, so that the writer never waits, keeps the last lines for error messages, sends the guest's
+//! [`markers`] on with the time at which each arrived, and notices when its kernel misses a processor.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -31,17 +33,27 @@ pub struct Marker {
 pub struct Follower {
     thread: JoinHandle<VecDeque<String>>,
     markers: Receiver<Marker>,
+    stalled: Arc<AtomicBool>,
 }
 
 impl Follower {
     /// Starts to read `output`. With `show`, each line goes to standard error, too.
     pub fn start(output: impl Read + Send + 'static, show: bool) -> Result<Self> {
         let (sender, markers) = channel();
+        let stalled = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new()
             .name("console".to_owned())
-            .spawn(move || follow(output, show, &sender))
+            .spawn({
+                let stalled = Arc::clone(&stalled);
+                move || follow(output, show, &sender, &stalled)
+            })
             .context("cannot start a thread")?;
-        Ok(Self { thread, markers })
+        Ok(Self { thread, markers, stalled })
+    }
+
+    /// What becomes true once the guest's kernel misses one of its processors.
+    pub fn stalled(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stalled)
     }
 
     /// The markers as they arrive. The channel is closed when the output is.
@@ -55,7 +67,7 @@ impl Follower {
     }
 }
 
-fn follow(output: impl Read, show: bool, sender: &Sender<Marker>) -> VecDeque<String> {
+fn follow(output: impl Read, show: bool, sender: &Sender<Marker>, stalled: &AtomicBool) -> VecDeque<String> {
     let mut output = BufReader::new(output);
     let mut lines = VecDeque::with_capacity(KEPT);
     loop {
@@ -69,6 +81,9 @@ fn follow(output: impl Read, show: bool, sender: &Sender<Marker>) -> VecDeque<St
         if show {
             eprintln!("{line}");
         }
+        if tells_of_a_stall(&line) {
+            stalled.store(true, Ordering::Relaxed);
+        }
         if let Some(start) = line.find(markers::PREFIX) {
             // Nobody may be listening any more.
             let _ = sender.send(Marker { at, text: line[start..].trim_end().to_owned() });
@@ -78,6 +93,11 @@ fn follow(output: impl Read, show: bool, sender: &Sender<Marker>) -> VecDeque<St
         }
         lines.push_back(line);
     }
+}
+
+/// Whether a line is of Linux's, about a processor that it has not heard of for 21 seconds.
+fn tells_of_a_stall(line: &str) -> bool {
+    line.contains("rcu: INFO: ") && line.contains("detected stalls on CPUs")
 }
 
 /// The line without what could steer the user's terminal: escape sequences and control characters.

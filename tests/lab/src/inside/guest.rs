@@ -20,7 +20,6 @@ use super::watch::Watch;
 use super::{markers, smaps};
 use crate::demo::figures::{MemoryStats, VmFigures};
 use crate::process::Family;
-use crate::second_chance::Flaw;
 
 /// How often a state is asked for that nothing announces.
 const POLL: Duration = Duration::from_millis(10);
@@ -251,7 +250,7 @@ impl Guest {
 
     /// What knows whether it is still the guest that was booted.
     pub fn watch(&self) -> Watch {
-        Watch::new(self.events.clone())
+        Watch::new(self.events.clone(), self.console.stalled())
     }
 
     /// An error if `umbra` has ended, or its guest is another one.
@@ -328,10 +327,8 @@ impl Guest {
         let watch = self.watch();
         let said =
             [("the guest's console", self.console.last_lines()), ("umbra's standard error", self.errors.last_lines())];
-        let stalled = said[0].1.iter().any(|line| tells_of_a_stall(line));
         let words = if all_shown { String::new() } else { last_words(said) };
-        let error = watch.explain(anyhow!("{error:#}{words}"));
-        if stalled { error.context(Flaw::ProcessorSilent) } else { error }
+        watch.explain(anyhow!("{error:#}{words}"))
     }
 }
 
@@ -341,11 +338,6 @@ fn last_words(said: [(&str, Vec<String>); 2]) -> String {
         words.push_str(&format!("\n--- end of {who} ---\n{}", lines.join("\n")));
     }
     words + "\n--- `cargo lab demo --verbose` shows all that the guest's kernel says ---"
-}
-
-/// Whether a line is of Linux's, about a processor that it has not heard of for 21 seconds.
-fn tells_of_a_stall(line: &str) -> bool {
-    line.contains("rcu: INFO: ") && line.contains("detected stalls on CPUs")
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Which QEMU emulates nested hosts: the installed one, or a newer one beside it.
 //!
-//! QEMU 7.2, which Debian 12 has, runs nested KVM with a thread for each processor, and then corrupts something now and then:
-//! the nested host's kernel crashes, or a guest shuts down for no reason of its own, about once in twenty machines of two
-//! processors at work. With 10.0 it was once in hundreds. So where the installed one is older than [`STEADY`], the
-//! lab takes the one of Debian's backports into its cache, installs nothing, and runs that. Its libraries are those of the
-//! installed one. Where there are no such backports, the lab goes on with what is installed.
+//! Before 10.2, QEMU's emulation of AMD's virtualisation set and cleared what a processor is asked for without atomic
+//! operations while other threads did the same. With a thread for each processor, that loses interrupts of nested KVM: a
+//! processor goes silent, or a guest or the nested host crashes (docs/lab.md). So where the installed one is older, the lab
+//! takes a newer one of Debian into its cache, with all its libraries, installs nothing, and runs that. Where it can't have
+//! that, it goes on with what is installed, and says so.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,35 +13,34 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cache::Cache;
 use crate::options::Options;
-use crate::packages::{self, Gives, Package};
+use crate::packages::{self, Gives, Package, Root};
 
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 /// The package that has it.
 const PACKAGE: Package = Package { name: "qemu-system-x86", gives: Gives::Command(PROGRAM) };
-/// The packages of a newer one: the program, and the firmware that is made for it.
-const NEWER: [&str; 2] = ["qemu-system-x86", "qemu-system-data"];
+/// What the newer one has besides: the same program under other names, each as large.
+const OTHER_NAMES: [&str; 2] = ["./usr/bin/qemu-system-i386", "./usr/bin/qemu-system-x86_64-microvm"];
 /// The first version whose TCG runs the nested KVM.
 const OLDEST: Version = (7, 2);
-/// The first version that was seen to run it with few faults of its own.
-const STEADY: Version = (10, 0);
-/// The first version without the fault that is known (docs/lab.md).
-const UNKNOWN_FAULTS_ONLY: Version = (8, 1);
+/// The first version that loses no interrupts.
+const STEADY: Version = (10, 2);
 
 type Version = (u32, u32);
 
-/// A QEMU that was seen to run.
+/// A QEMU.
 #[derive(Debug)]
-pub struct Emulator {
-    program: PathBuf,
-    /// Where it looks for firmware first.
-    firmware: Option<PathBuf>,
+pub enum Emulator {
+    /// A program of this system: of this path, or found by this name.
+    Installed(PathBuf),
+    /// One with its own libraries and firmware.
+    Newer(Root),
 }
 
 impl Emulator {
     /// The one that is found in the path, whatever its version.
     pub(super) fn installed() -> Self {
-        Self { program: PROGRAM.into(), firmware: None }
+        Self::Installed(PROGRAM.into())
     }
 
     /// Makes sure that there is one.
@@ -55,22 +54,19 @@ impl Emulator {
         if version >= STEADY {
             return Ok(installed);
         }
-        match newer(options, cache) {
+        let reason = match newer(options, cache) {
             Ok(Some(newer)) => return Ok(newer),
-            Ok(None) if version >= UNKNOWN_FAULTS_ONLY => {}
-            Ok(None) => {
-                eprintln!("lab: {} {}.{} is old; nested hosts may crash now and then", PROGRAM, version.0, version.1)
-            }
-            Err(error) => eprintln!(
-                "lab: going on with {PROGRAM} {}.{}, with which nested hosts may crash now and then: {error:#}",
-                version.0, version.1
-            ),
-        }
+            Ok(None) => "apt's sources have no Debian with a newer one".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        let (major, minor) = version;
+        eprintln!(
+            "lab: going on with {PROGRAM} {major}.{minor}, which loses interrupts now and then, so that guests and \
+             nested hosts may crash or stand still: {reason}"
+        );
         ensure!(
             version >= OLDEST,
-            "{PROGRAM} is version {}.{}, and the lab needs {}.{} or later",
-            version.0,
-            version.1,
+            "{PROGRAM} is version {major}.{minor}, and the lab needs {}.{} or later",
             OLDEST.0,
             OLDEST.1
         );
@@ -79,37 +75,46 @@ impl Emulator {
 
     /// Whether [`Self::prepare`] would find everything here.
     pub fn is_ready(cache: &Cache) -> bool {
-        let installed = Self::installed();
         packages::missing(&[PACKAGE]).is_empty()
-            && (installed.version().is_ok_and(|version| version >= STEADY) || packages::has_backports(cache, NEWER[0]))
+            && (Self::installed().version().is_ok_and(|version| version >= STEADY)
+                || packages::has_newer(cache, PACKAGE.name))
     }
 
     /// Starts to describe a run of it.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        if let Some(folder) = &self.firmware {
-            command.arg("-L").arg(folder);
+        match self {
+            Self::Installed(program) => Command::new(program),
+            Self::Newer(root) => {
+                let mut command = root.command(PROGRAM);
+                for firmware in ["usr/share/qemu", "usr/share/seabios"] {
+                    command.arg("-L").arg(root.path(firmware));
+                }
+                command.env("QEMU_MODULE_DIR", root.path("usr/lib/x86_64-linux-gnu/qemu"));
+                command
+            }
         }
-        command
     }
 
     fn version(&self) -> Result<Version> {
-        let context = || format!("cannot run {}", self.program.display());
+        let context = || match self {
+            Self::Installed(program) => format!("cannot run {}", program.display()),
+            Self::Newer(root) => format!("cannot run {PROGRAM} in {}", root.path("").display()),
+        };
         let output = self.command().arg("--version").output().with_context(context)?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{}: {}", context(), said.lines().next().unwrap_or("it gave no reason"));
         let text = String::from_utf8_lossy(&output.stdout);
-        version(&text).with_context(|| format!("{} --version does not tell a version", self.program.display()))
+        version(&text).with_context(|| format!("{PROGRAM} --version does not tell a version"))
     }
 }
 
-/// The one of Debian's backports, if this is a Debian whose backports have one that is steady.
+/// A newer one, if apt knows a Debian that has one that is new enough.
 fn newer(options: &Options, cache: &Cache) -> Result<Option<Emulator>> {
-    let Some(folder) = packages::fetch_backports(options, cache, &NEWER)? else { return Ok(None) };
-    let newer =
-        Emulator { program: folder.join("usr/bin").join(PROGRAM), firmware: Some(folder.join("usr/share/qemu")) };
-    let version = newer.version()?;
-    Ok((version >= STEADY).then_some(newer))
+    let Some(root) = packages::fetch_newer(options, cache, PACKAGE.name, &OTHER_NAMES)? else { return Ok(None) };
+    let newer = Emulator::Newer(root);
+    let (major, minor) = newer.version()?;
+    ensure!((major, minor) >= STEADY, "Debian's newer one is {major}.{minor}");
+    Ok(Some(newer))
 }
 
 fn version(text: &str) -> Option<Version> {
@@ -126,21 +131,14 @@ mod tests {
         assert_eq!(version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\n"), Some((7, 2)));
         assert_eq!(version("QEMU emulator version 10.0.2\nCopyright"), Some((10, 0)));
         assert_eq!(version("something else"), None);
-        assert!((10, 0) >= OLDEST && (6, 9) < OLDEST);
+        assert!((11, 1) >= STEADY && (10, 0) < STEADY && (6, 9) < OLDEST);
     }
 
     #[test]
     fn a_program_that_does_not_run_says_why() {
-        let missing = Emulator { program: "/nonexistent/qemu".into(), firmware: None };
+        let missing = Emulator::Installed("/nonexistent/qemu".into());
         assert!(format!("{:#}", missing.version().unwrap_err()).starts_with("cannot run /nonexistent/qemu: "));
-        let fails = Emulator { program: "false".into(), firmware: None };
+        let fails = Emulator::Installed("false".into());
         assert_eq!(format!("{:#}", fails.version().unwrap_err()), "cannot run false: it gave no reason");
-    }
-
-    #[test]
-    fn one_beside_the_installed_looks_for_its_own_firmware() {
-        let beside = Emulator { program: "/c/usr/bin/q".into(), firmware: Some("/c/usr/share/qemu".into()) };
-        let command = beside.command();
-        assert_eq!(command.get_args().collect::<Vec<_>>(), ["-L", "/c/usr/share/qemu"]);
     }
 }

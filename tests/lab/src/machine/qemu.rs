@@ -11,6 +11,10 @@ use super::emulator::Emulator;
 /// An EPYC by emulation, with the virtualisation that KVM needs and room for the alias bit of shared memory.
 const PROCESSOR: &str = "EPYC,+svm,+npt,phys-bits=48";
 
+/// Two to run programs, and so guests; the first one has the kernel's work only. All of QEMU's processors write to the
+/// flags of that one's virtualisation whenever they load floating-point registers, so no guest can run there (docs/lab.md).
+const PROCESSORS: &str = "3";
+
 /// A folder of this machine that is shared over 9p.
 #[derive(Debug)]
 pub struct Share<'a> {
@@ -64,7 +68,7 @@ impl Configuration<'_> {
             Emulation::Parallel => "tcg,thread=multi",
             Emulation::OneThread => "tcg,thread=single",
         };
-        command.args(["-accel", accelerator, "-cpu", PROCESSOR, "-smp", "2"]);
+        command.args(["-accel", accelerator, "-cpu", PROCESSOR, "-smp", PROCESSORS]);
         command.arg("-m").arg(self.memory_mib.to_string());
         command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
         let quiet = if self.verbose { "" } else { " quiet" };

@@ -227,7 +227,7 @@ fn entry_name(package: &Candidate) -> PathBuf {
 
 /// Downloads a package into `folder`. Should the server have a newer version only, it is that one.
 pub fn download(options: &Options, cache: &Cache, package: &Candidate, folder: &Path) -> Result<(Candidate, PathBuf)> {
-    let error = match download_once(options, &[], package, folder) {
+    let error = match download_once(options, package, folder) {
         Ok(archive) => return Ok((package.clone(), archive)),
         Err(error) => error,
     };
@@ -235,28 +235,17 @@ pub fn download(options: &Options, cache: &Cache, package: &Candidate, folder: &
     if format!("{error:#}").contains(listing::NOT_THERE) && refresh(options)?.is_some() {
         let newer = candidate(options, cache, &package.name)?;
         if newer != *package {
-            let archive = download_once(options, &[], &newer, folder)?;
+            let archive = download_once(options, &newer, folder)?;
             return Ok((newer, archive));
         }
     }
     Err(error)
 }
 
-/// Downloads a package into `folder`, as these options for apt have it.
-pub(super) fn download_once(
-    options: &Options,
-    settings: &[String],
-    package: &Candidate,
-    folder: &Path,
-) -> Result<PathBuf> {
+fn download_once(options: &Options, package: &Candidate, folder: &Path) -> Result<PathBuf> {
     let Candidate { name, version, size } = package;
     let mut command = Command::new("apt-get");
-    command
-        .args(settings)
-        .args(["-q", "download"])
-        .arg(format!("{name}={version}"))
-        .current_dir(folder)
-        .env("LC_ALL", "C");
+    command.args(["-q", "download"]).arg(format!("{name}={version}")).current_dir(folder).env("LC_ALL", "C");
     if rustix::process::geteuid().is_root() {
         command.args(["-o", "APT::Sandbox::User=root"]); // the cache is not open to the user _apt
     }
@@ -288,7 +277,7 @@ pub(super) fn download_once(
         .with_context(|| format!("apt-get downloaded {name} but left no .deb"))
 }
 
-fn size_of_files(folder: &Path) -> u64 {
+pub(super) fn size_of_files(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
     entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
 }

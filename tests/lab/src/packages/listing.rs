@@ -76,6 +76,32 @@ pub fn removed(text: &str) -> Vec<String> {
         .collect()
 }
 
+/// A file that `apt-get --print-uris` would download.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToDownload {
+    /// Its name here: name, version and architecture of a package.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+impl ToDownload {
+    /// The version, if it is this package.
+    pub fn version_of(&self, package: &str) -> Option<String> {
+        let version = self.name.strip_prefix(package)?.strip_prefix('_')?.split('_').next()?;
+        Some(version.replace("%3a", ":"))
+    }
+}
+
+/// The files that `apt-get --print-uris` would download.
+pub fn files(text: &str) -> Vec<ToDownload> {
+    let file = |line: &str| {
+        let mut words = line.split(' ').skip(1);
+        Some(ToDownload { name: words.next()?.to_owned(), size: words.next()?.parse().ok()? })
+    };
+    text.lines().filter(|line| line.starts_with('\'')).filter_map(file).collect()
+}
+
 /// What apt says of a file that the server does not have any more.
 pub const NOT_THERE: &str = "404  Not Found";
 
@@ -133,6 +159,20 @@ Size: 24680468
     fn a_meta_package_leads_to_its_image_and_an_image_nowhere() {
         assert_eq!(image_of_meta(&stanzas(META)[0]), Some("linux-image-6.1.0-56-cloud-amd64"));
         assert_eq!(image_of_meta(&stanzas(IMAGE)[0]), None);
+    }
+
+    #[test]
+    fn what_would_be_downloaded_is_read() {
+        let text = "\
+Reading package lists...
+'http://mirror.test/pool/q/a_1%3a2.3%2bds-1_amd64.deb' a_1%3a2.3+ds-1_amd64.deb 49432 MD5Sum:8c82
+'http://mirror.test/pool/q/ab_4_all.deb' ab_4_all.deb 10 SHA256:00
+'nonsense'
+";
+        let files = files(text);
+        assert_eq!(files.iter().map(|file| file.size).sum::<u64>(), 49_442);
+        assert_eq!(files.iter().find_map(|file| file.version_of("a")), Some("1:2.3+ds-1".to_owned()));
+        assert_eq!(files.iter().find_map(|file| file.version_of("c")), None);
     }
 
     #[test]

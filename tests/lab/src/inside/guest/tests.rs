@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
 
 use super::*;
+use crate::second_chance::Flaw;
 
 /// What every acting umbra begins with: `$events` is the event monitor's file, `$seed` the seed.
 const BEGINNING: &str = r#"#!/bin/sh
@@ -142,9 +143,9 @@ fn a_guest_that_is_reset_is_not_waited_for_and_a_crash_is_told() {
     assert!(crash.is::<Flaw>(), "{crash:#}");
     assert!(format!("{crash:#}").contains("with isolation=software: its guest crashed"), "{crash:#}");
     let stall = "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:";
-    let stalled =
-        demonstrate(&format!("say '{stall}'; sleep 60"), FOUND, Limits { boot: SHORT, ..limits() }).unwrap_err();
+    let stalled = demonstrate(&format!("say '{stall}'; sleep 60"), FOUND, limits()).unwrap_err();
     assert_eq!(stalled.downcast_ref(), Some(&Flaw::ProcessorSilent));
+    assert!(format!("{stalled:#}").contains("its guest misses one of its processors"), "{stalled:#}");
     let asked = reset("null");
     assert!(!asked.is::<Flaw>() && asked.to_string().contains("its guest reset itself"), "{asked:#}");
 }
