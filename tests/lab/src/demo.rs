@@ -26,7 +26,7 @@ use crate::commands::exit_code;
 use crate::inside::demo::FIGURES;
 use crate::inside::guest::Limits;
 use crate::interrupt::on_interrupt;
-use crate::machine::{Emulation, Job, Machine, Terminal};
+use crate::machine::{Job, Machine, Terminal};
 use crate::options::Options;
 use crate::packages::{fetch_deb, newest_matching, resolve_meta};
 
@@ -105,8 +105,7 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
     }
 
     let time_limit = options.time_limit(limit);
-    let job =
-        Job { argv, env: Vec::new(), out: out.path().to_owned(), time_limit, terminal, emulation: Emulation::Parallel };
+    let job = Job { argv, env: Vec::new(), out: out.path().to_owned(), time_limit, terminal };
     let status = if args.interactive { machine.run(&job) } else { machine.run_again_if_lost(&job) }?;
     if status != 0 {
         return Ok(exit_code(status));

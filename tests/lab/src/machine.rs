@@ -43,17 +43,6 @@ pub struct Job {
     pub time_limit: Duration,
     /// What the command's input and output are.
     pub terminal: Terminal,
-    /// How a nested host's two processors are emulated.
-    pub emulation: Emulation,
-}
-
-/// How a nested host's two processors are emulated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Emulation {
-    /// With a thread for each: what guests of the nested host have failed with now and then (docs/lab.md).
-    Parallel,
-    /// With one thread for both.
-    OneThread,
 }
 
 /// What the input and the output of a job are.

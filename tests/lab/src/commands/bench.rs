@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::test::build;
 use crate::demo;
-use crate::machine::{Emulation, Job, Machine, Terminal};
+use crate::machine::{Job, Machine, Terminal};
 use crate::options::Options;
 use crate::process::Family;
 use crate::workspace;
@@ -151,7 +151,6 @@ impl Bench<'_> {
             out: self.out.clone(),
             time_limit: self.options.time_limit(INSIDE_LIMIT),
             terminal: Terminal::Stream,
-            emulation: Emulation::Parallel,
         };
         let status = machine.run_again_if_lost(&job)?;
         ensure!(status == 0, "the benchmarks inside failed: exit status {status}");

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use tempfile::NamedTempFile;
 
 use super::exit_code;
-use crate::machine::{Emulation, Job, Machine, Terminal};
+use crate::machine::{Job, Machine, Terminal};
 use crate::options::Options;
 use crate::workspace;
 
@@ -59,14 +59,7 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
         (vec!["bash".into(), script.path().into()], Terminal::Stream, COMMAND_LIMIT)
     };
     let out = args.out.clone().unwrap_or_else(|| workspace::default_out("sh"));
-    let job = Job {
-        argv,
-        env: Vec::new(),
-        out,
-        time_limit: options.time_limit(limit),
-        terminal,
-        emulation: Emulation::Parallel,
-    };
+    let job = Job { argv, env: Vec::new(), out, time_limit: options.time_limit(limit), terminal };
     Ok(exit_code(machine.run(&job)?))
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::machine::{Emulation, Job, Machine, Terminal};
+use crate::machine::{Job, Machine, Terminal};
 use crate::options::Options;
 use crate::process::Family;
 use crate::workspace;
@@ -135,8 +135,7 @@ fn run_program(
     let mut argv =
         vec!["sh".into(), "-c".into(), SHOW_AND_RECORD.into(), record.clone().into(), program.path.clone().into()];
     argv.extend(args.filter.iter().map(Into::into));
-    let boots_linux = BOOTS_LINUX.contains(&&*program.name);
-    if boots_linux {
+    if BOOTS_LINUX.contains(&&*program.name) {
         argv.extend(["--test-threads=1".into()]);
     }
     let env = env.iter().map(|(name, value)| ((*name).into(), value.into()));
@@ -146,7 +145,6 @@ fn run_program(
         out,
         time_limit: options.time_limit(PROGRAM_LIMIT),
         terminal: Terminal::Stream,
-        emulation: if boots_linux { Emulation::Parallel } else { Emulation::OneThread },
     };
     if record.exists() {
         std::fs::remove_file(&record).with_context(|| format!("cannot remove {}", record.display()))?;
@@ -164,8 +162,8 @@ fn run_program(
     Ok(tally)
 }
 
-/// Programs whose guests are whole systems. One emulating thread is too slow for these and for what works for them outside of
-/// the guest, so they get a thread for each processor, and run one after the other.
+/// Programs whose guests are whole systems. Two of these at once would be too slow for each other, so they run one after the
+/// other.
 const BOOTS_LINUX: [&str; 3] = ["client", "devices", "several_processors"];
 
 /// Runs "$1" with the arguments after it in its package's folder, as cargo does, copies its output to the file "$0", and

@@ -20,7 +20,7 @@ use crate::debian::{self, initramfs};
 use crate::inside::full::{FIGURES, LIMIT, network};
 use crate::inside::io::TIMES;
 use crate::interrupt::on_interrupt;
-use crate::machine::{Emulation, Job, Machine, Terminal};
+use crate::machine::{Job, Machine, Terminal};
 use crate::options::Options;
 
 use figures::FullOutcome;
@@ -129,7 +129,6 @@ fn inside(
         out: out.to_owned(),
         time_limit: options.time_limit(LIMIT),
         terminal: Terminal::Stream,
-        emulation: Emulation::Parallel,
     };
     let status = machine.run_again_if_lost(&job)?;
     if status != 0 {

@@ -93,7 +93,6 @@ mod tests {
             out: std::env::temp_dir(),
             time_limit: Duration::from_secs(60),
             terminal: Terminal::Stream,
-            emulation: crate::machine::Emulation::Parallel,
         }
     }
 

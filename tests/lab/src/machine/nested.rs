@@ -126,7 +126,6 @@ impl NestedHost {
             initramfs: &folder.path().join("initramfs"),
             console: &console,
             memory_mib: self.memory_mib,
-            emulation: job.emulation,
             shares: &[
                 Share { tag: "root", folder: Path::new("/"), writable: false },
                 Share { tag: "control", folder: &control, writable: true },

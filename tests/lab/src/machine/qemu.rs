@@ -5,7 +5,6 @@ use std::os::fd::RawFd;
 use std::path::Path;
 use std::process::Command;
 
-use super::Emulation;
 use super::emulator::Emulator;
 
 /// An EPYC by emulation, with the virtualisation that KVM needs and room for the alias bit of shared memory.
@@ -46,8 +45,6 @@ pub struct Configuration<'a> {
     pub console: &'a Path,
     /// Its memory.
     pub memory_mib: u64,
-    /// How its processors are emulated.
-    pub emulation: Emulation,
     /// Folders.
     pub shares: &'a [Share<'a>],
     /// Streams.
@@ -64,11 +61,7 @@ impl Configuration<'_> {
     pub fn command(&self, emulator: &Emulator) -> Command {
         let mut command = emulator.command();
         command.args(["-name", "umbra-lab", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        let accelerator = match self.emulation {
-            Emulation::Parallel => "tcg,thread=multi",
-            Emulation::OneThread => "tcg,thread=single",
-        };
-        command.args(["-accel", accelerator, "-cpu", PROCESSOR, "-smp", PROCESSORS]);
+        command.args(["-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", PROCESSORS]);
         command.arg("-m").arg(self.memory_mib.to_string());
         command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
         let quiet = if self.verbose { "" } else { " quiet" };
@@ -129,7 +122,6 @@ mod tests {
             initramfs: Path::new("i"),
             console: Path::new("c"),
             memory_mib: 2048,
-            emulation: Emulation::Parallel,
             shares: &shares,
             channels: &[Channel { name: TERMINAL, socket: 5 }],
             verbose: false,

@@ -116,7 +116,6 @@ mod tests {
             out: PathBuf::from("/tmp/out folder's"),
             time_limit: Duration::from_secs(1),
             terminal: Terminal::Stream,
-            emulation: crate::machine::Emulation::Parallel,
         }
     }
 
