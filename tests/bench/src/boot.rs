@@ -75,11 +75,7 @@ pub fn run(figures: &mut Figures, files: &Files, rounds: usize, folder: &Path) -
         let mut line = if round == 0 { "first boots".to_owned() } else { format!("boots, round {round} of {rounds}") };
         for turn in 0..Kind::ALL.len() {
             let kind = Kind::ALL[(round + turn) % Kind::ALL.len()];
-            // An emulated processor goes silent once in some hundreds of guests (docs/lab.md).
-            let boot = machines.boot(kind).or_else(|error| {
-                eprintln!("with {}: {error:#}; once more", kind.name());
-                machines.boot(kind).with_context(|| format!("with {}, twice", kind.name()))
-            })?;
+            let boot = machines.boot(kind).with_context(|| format!("with {}", kind.name()))?;
             let _ = write!(
                 line,
                 "{} {} {:.1} s",

@@ -20,7 +20,7 @@ use std::path::Path;
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail, ensure};
 use arch::x86_64::Isolation;
 use arch::x86_64::map::{SLEEP_CONTROL_PORT, SLEEP_ENABLE, SLEEP_TYPE_OFF, SLEEP_TYPE_SHIFT};
 use hypervisor::{GpaRange, Hypervisor, PageState};
@@ -28,7 +28,6 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::requirement::{require, require_caps};
-use crate::trial::ProcessorFailure;
 use crate::umbra::cgroup::MemoryCgroup;
 use crate::umbra::events::{EventFile, Statistics};
 use crate::umbra::process::{Lines, Running};
@@ -183,8 +182,7 @@ impl HostileGuest {
     pub fn comes_up(&mut self) -> anyhow::Result<u64> {
         let line = self.next_line()?;
         let mask = line.strip_prefix(program::BANNER).and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-        let mask = mask.with_context(|| format!("the guest came up with {line:?}"));
-        let mask = mask.map_err(|error| self.explained(error))?;
+        let mask = mask.with_context(|| format!("the guest came up with {line:?}"))?;
         // Its launch left much behind.
         self.settles()?;
         Ok(mask)
@@ -225,15 +223,6 @@ impl HostileGuest {
         self.c_bit_mask
     }
 
-    /// An error, and whether it came of a processor that shut down by itself: then KVM has reset it.
-    fn explained(&self, error: anyhow::Error) -> anyhow::Error {
-        let said = self.umbra.stderr();
-        if ["triple fault; rip 0xfff0", "stopped at 0xfff0: it crashed"].iter().any(|sign| said.contains(sign)) {
-            return error.context(ProcessorFailure);
-        }
-        error
-    }
-
     fn next_line(&mut self) -> anyhow::Result<String> {
         match self.console.next_before(self.deadline) {
             Some(line) => Ok(line),
@@ -241,8 +230,7 @@ impl HostileGuest {
                 let status = self.umbra.try_wait()?;
                 let state = status.map_or_else(|| "still runs".into(), |status| format!("ended with {status}"));
                 let said = self.umbra.stderr();
-                let error = anyhow!("the guest says no more; umbra {state}; its standard error: {said:?}");
-                Err(if status.is_none() { error.context(ProcessorFailure) } else { self.explained(error) })
+                bail!("the guest says no more; umbra {state}; its standard error: {said:?}");
             }
         }
     }
@@ -253,8 +241,7 @@ impl HostileGuest {
         let line = self.next_line().with_context(step)?;
         let reply = Reply::parse(&line).with_context(step);
         // An answer that is none often means that the guest was reset: umbra says why.
-        let reply = reply.with_context(|| format!("umbra's standard error: {:?}", self.umbra.stderr()));
-        reply.map_err(|error| self.explained(error))
+        reply.with_context(|| format!("umbra's standard error: {:?}", self.umbra.stderr()))
     }
 
     /// Does a task that must not fault.

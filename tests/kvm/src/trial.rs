@@ -4,32 +4,10 @@ use libtest_mimic::{Completion, Failed, Trial};
 
 use crate::requirement::Unavailable;
 
-/// The guest's processor shut down (a triple fault), or went on for ever, where nothing that the guest did explains it.
-///
-/// On the nested host that happened once in some hundreds of guests: right after a guest was entered, a walk of page tables
-/// that it had used all along found an entry absent. QEMU's emulation is suspected; the cause has not been found
-/// (docs/lab.md). Linux on several processors now and then meets a breakpoint of its own code patching that is there no more:
-/// QEMU before 8.1 can run a stale translation.
-#[derive(Debug, thiserror::Error)]
-#[error("the guest's processor shut down or went silent")]
-pub struct ProcessorFailure;
-
 /// A test of this name. A body that returns [`Unavailable`] is reported as ignored, or as failed where nothing may be
-/// missing: inside the lab, which sets `UMBRA_LAB=1`. There the processors are emulated, so a body that returns
-/// [`ProcessorFailure`] is run once more, and says so.
-pub fn trial(name: &str, body: impl Fn() -> anyhow::Result<()> + Send + 'static) -> Trial {
-    let test = name.to_owned();
-    Trial::ignorable_test(name, move || {
-        let mut result = body();
-        if let Err(error) = &result
-            && error.is::<ProcessorFailure>()
-            && in_lab()
-        {
-            println!("{test}: {error:#}: the emulated processor's flaw (docs/lab.md)? Running it once more");
-            result = body();
-        }
-        report(result, in_lab())
-    })
+/// missing: inside the lab, which sets `UMBRA_LAB=1`.
+pub fn trial(name: &str, body: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || report(body(), in_lab()))
 }
 
 fn in_lab() -> bool {
@@ -64,14 +42,6 @@ mod tests {
     #[test]
     fn in_the_lab_nothing_may_be_missing() {
         assert!(report(missing(), true).is_err());
-    }
-
-    #[test]
-    fn a_failed_processor_is_known_under_what_is_said_of_it() {
-        let error = anyhow::anyhow!("noise").context(ProcessorFailure).context("step 7");
-        assert!(error.is::<ProcessorFailure>());
-        // What is run once more and ends so again is a failure like any other.
-        assert!(report(Err(error), true).is_err());
     }
 
     #[test]

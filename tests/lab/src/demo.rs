@@ -106,7 +106,7 @@ pub fn run(args: &Args, options: &Options) -> Result<ExitCode> {
 
     let time_limit = options.time_limit(limit);
     let job = Job { argv, env: Vec::new(), out: out.path().to_owned(), time_limit, terminal };
-    let status = if args.interactive { machine.run(&job) } else { machine.run_again_if_lost(&job) }?;
+    let status = machine.run(&job)?;
     if status != 0 {
         return Ok(exit_code(status));
     }

@@ -11,7 +11,6 @@ use anyhow::{Context, Result};
 
 use crate::cache::Cache;
 use crate::options::Options;
-use crate::second_chance::second_chance;
 
 mod emulator;
 mod host_memory;
@@ -85,11 +84,6 @@ impl Machine {
             Self::Nested(host) => host.run(&job),
             Self::Native => native::run(&job),
         }
-    }
-
-    /// The same for a job that can be run again: it is, once, if the nested host is lost.
-    pub fn run_again_if_lost(&self, job: &Job) -> Result<i32> {
-        second_chance(|| self.run(job))
     }
 }
 

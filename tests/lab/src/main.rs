@@ -20,7 +20,6 @@ mod packages;
 mod process;
 mod progress;
 mod quote;
-mod second_chance;
 mod workspace;
 
 use std::process::ExitCode;

@@ -22,8 +22,6 @@ use hypervisor::x86_64::{Registers, Segment};
 use hypervisor::{Exit, GpaRange, MapGpaRangeReply, PAGE_SIZE, Region, SharedMemory, Slice, Vcpu, Vm};
 use vm_memory::{Bytes, VolatileMemory};
 
-use crate::trial::ProcessorFailure;
-
 use super::{Answered, Guest, Outcome, Reader, Stopped};
 use crate::pattern::{LINE, Pattern};
 
@@ -176,7 +174,7 @@ impl X86Guest {
                     continue;
                 }
                 Exit::Interrupted => continue,
-                Exit::Shutdown => return Err(ProcessorFailure.into()),
+                Exit::Shutdown => bail!("the guest's processor shut down (a triple fault)"),
                 other => bail!("the guest stops with an exit that nothing here causes: {other:x?}"),
             };
         };

@@ -11,7 +11,6 @@ use hypervisor::Hypervisor;
 use hypervisor::kvm::KvmHypervisor;
 use kvm_tests::requirement::{require, require_caps};
 use kvm_tests::swarm;
-use kvm_tests::trial::ProcessorFailure;
 use tempfile::TempDir;
 use vmm::config::{ConsoleConfig, CpusConfig, MemoryConfig, SerialConfig, VmConfig};
 use vmm::console::Output;
@@ -106,7 +105,9 @@ impl Bed {
             // Not to be waited for: a scope that has a thread left never ends, and the test's own limit says so.
             let ended = ended.recv_timeout(LIMIT).context("the machine does not end")?;
             match (result, ended.context("the machine ended")) {
-                (Err(error), Ok(Stop::TripleFault)) if by_itself => Err(error.context(ProcessorFailure)),
+                (Err(error), Ok(Stop::TripleFault)) if by_itself => {
+                    Err(error.context("the guest crashed (triple fault)"))
+                }
                 (Err(error), Err(end)) => Err(end.context(format!("{error:#}"))),
                 (result, ended) => result.and(ended),
             }

@@ -152,7 +152,7 @@ impl Bench<'_> {
             time_limit: self.options.time_limit(INSIDE_LIMIT),
             terminal: Terminal::Stream,
         };
-        let status = machine.run_again_if_lost(&job)?;
+        let status = machine.run(&job)?;
         ensure!(status == 0, "the benchmarks inside failed: exit status {status}");
         merge(figures, &record)
     }

@@ -149,7 +149,7 @@ fn run_program(
     if record.exists() {
         std::fs::remove_file(&record).with_context(|| format!("cannot remove {}", record.display()))?;
     }
-    let status = machine.run_again_if_lost(&job)?;
+    let status = machine.run(&job)?;
     let text = std::fs::read(&record).unwrap_or_default();
     let mut tally = Tally::default();
     for line in String::from_utf8_lossy(&text).lines() {

@@ -130,7 +130,7 @@ fn inside(
         time_limit: options.time_limit(LIMIT),
         terminal: Terminal::Stream,
     };
-    let status = machine.run_again_if_lost(&job)?;
+    let status = machine.run(&job)?;
     if status != 0 {
         return Ok(Err(status));
     }

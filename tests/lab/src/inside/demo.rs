@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use super::guest::{Isolation, Limits, Plan, Searcher, new_seed};
 use crate::demo::figures::Outcome;
 use crate::process::start_in_foreground;
-use crate::second_chance::second_chance;
 
 /// The file in which the figures are left, in the output folder.
 pub const FIGURES: &str = "figures.json";
@@ -35,7 +34,7 @@ fn measure(args: &Args) -> Result<ExitCode> {
     let limits = Limits::default();
     let demonstrate = |isolation: Isolation| {
         eprintln!("lab: booting Linux {} with isolation={} ...", args.kernel_name, isolation.name());
-        let figures = second_chance(|| args.plan.demonstrate(isolation, &limits, &searcher))?;
+        let figures = args.plan.demonstrate(isolation, &limits, &searcher)?;
         eprintln!("lab: booted, searched and powered off");
         anyhow::Ok(figures)
     };

@@ -24,7 +24,6 @@ use super::guest::{Isolation, Plan, Searcher, new_seed};
 use super::markers;
 use crate::demo::figures::{Outcome, VmFigures};
 use crate::demo::full::figures::{Full, FullOutcome};
-use crate::second_chance::second_chance;
 use machine::{Kind, Vm};
 
 /// The file in which the figures are left, in the output folder.
@@ -88,19 +87,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is done with a machine, and what comes of it.
-type Use<'a> = dyn Fn(&mut Vm<'_>) -> Result<(VmFigures, Full)> + 'a;
-
 /// Boots the system, has `use_it` done, and powers it off.
 fn boot(
     args: &Args,
     isolation: Isolation,
     use_it: impl Fn(&mut Vm<'_>) -> Result<(VmFigures, Full)>,
 ) -> Result<(VmFigures, Full)> {
-    second_chance(|| attempt(args, isolation, &use_it))
-}
-
-fn attempt(args: &Args, isolation: Isolation, use_it: &Use<'_>) -> Result<(VmFigures, Full)> {
     let (system, kernel, name) = (&args.system_name, &args.kernel_name, isolation.name());
     eprintln!("lab: booting {system} with Linux {kernel} and isolation={name} ...");
     let mut vm = Vm::start(args, &Kind::of(isolation, PROCESSORS), new_seed()?)?;

@@ -321,7 +321,7 @@ impl Guest {
         }
     }
 
-    /// Ends umbra; adds the end of what the guest and it said to the error, and a [`Flaw`] that may explain it.
+    /// Ends umbra; adds to the error the end of what the guest and it said, and what became of the guest.
     pub fn explain(mut self, error: Error, all_shown: bool) -> Error {
         self.vmm.kill();
         let watch = self.watch();

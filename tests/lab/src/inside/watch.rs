@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Error, Result, bail};
 
 use super::events::{EventFile, Reset};
-use crate::second_chance::Flaw;
 
 /// Knows of resets and of silent processors.
 #[derive(Clone, Debug)]
@@ -35,11 +34,10 @@ impl Watch {
         }
     }
 
-    /// The same error, with a [`Flaw`] in its chain if the guest has one, whatever became of that.
+    /// The same error, with what [`Self::check`] says before it, unless it says that itself.
     pub fn explain(&self, error: Error) -> Error {
-        match self.events.reset() {
-            Ok(Some(Reset::TripleFault)) => error.context(Flaw::GuestCrashed),
-            _ if self.stalled.load(Ordering::Relaxed) => error.context(Flaw::ProcessorSilent),
+        match self.check() {
+            Err(reason) if !format!("{error:#}").contains(&reason.to_string()) => error.context(reason.to_string()),
             _ => error,
         }
     }
@@ -60,26 +58,33 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_is_noticed_and_only_a_crash_explains_a_failure() {
-        let (_folder, crashed) = watch(r#"{"cause": "triple-fault"}"#);
-        assert!(crashed.check().unwrap_err().to_string().contains("crashed"));
-        assert!(crashed.explain(anyhow!("no answer")).is::<Flaw>());
-        let (_folder, asked) = watch("null");
-        assert!(asked.check().unwrap_err().to_string().contains("reset itself"));
-        assert!(!asked.explain(anyhow!("no answer")).is::<Flaw>());
+    fn a_reset_is_noticed_and_told_once() {
+        for (properties, said) in
+            [(r#"{"cause": "triple-fault"}"#, "its guest crashed"), ("null", "its guest reset itself")]
+        {
+            let (_folder, watch) = watch(properties);
+            let reason = watch.check().unwrap_err();
+            assert!(reason.to_string().starts_with(said), "{reason:#}");
+            let explained = format!("{:#}", watch.explain(anyhow!("no answer")));
+            assert!(explained.starts_with(said) && explained.ends_with(": no answer"), "{explained}");
+            assert_eq!(watch.explain(anyhow!("step: {reason}")).to_string(), format!("step: {reason}"));
+        }
         let (folder, gone) = watch("null");
         drop(folder);
         gone.check().unwrap();
+        assert_eq!(gone.explain(anyhow!("no answer")).to_string(), "no answer");
     }
+
     #[test]
-    fn a_silent_processor_is_noticed_and_explains_a_failure() {
+    fn a_silent_processor_is_noticed_and_told() {
         let folder = tempfile::tempdir().unwrap();
         let stalled = Arc::new(AtomicBool::new(false));
         let watch = Watch::new(EventFile::create(folder.path().join("events")).unwrap(), Arc::clone(&stalled));
         watch.check().unwrap();
-        assert!(!watch.explain(anyhow!("no answer")).is::<Flaw>());
         stalled.store(true, Ordering::Relaxed);
         assert!(watch.check().unwrap_err().to_string().contains("misses"));
-        assert_eq!(watch.explain(anyhow!("no answer")).downcast_ref(), Some(&Flaw::ProcessorSilent));
+        assert!(
+            format!("{:#}", watch.explain(anyhow!("no answer"))).contains("misses one of its processors: no answer")
+        );
     }
 }

@@ -13,7 +13,7 @@ use std::process::Stdio;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use super::emulator::{self, Emulator};
@@ -29,7 +29,6 @@ use crate::kernel::{self, tail};
 use crate::options::Options;
 use crate::packages;
 use crate::process::Family;
-use crate::second_chance::Flaw;
 
 mod console;
 
@@ -159,7 +158,7 @@ impl NestedHost {
             Ending::Died => {
                 let words = last_words(&console, &qemu_log);
                 let words = words.strip_prefix("; ").unwrap_or("neither QEMU nor its console says why").to_owned();
-                return Err(anyhow!(words).context(Flaw::HostLost));
+                bail!("the nested host ended before the command did: {words}");
             }
         }
         let status = fs::read_to_string(control.join("status")).unwrap_or_default();

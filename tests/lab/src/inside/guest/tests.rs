@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
 
 use super::*;
-use crate::second_chance::Flaw;
 
 /// What every acting umbra begins with: `$events` is the event monitor's file, `$seed` the seed.
 const BEGINNING: &str = r#"#!/bin/sh
@@ -139,15 +138,13 @@ fn a_guest_that_is_reset_is_not_waited_for_and_a_crash_is_told() {
         let event = format!(r#"{{"source":"vm","event":"rebooting","properties":{properties}}}"#);
         demonstrate(&format!("echo '{event}' >>\"$events\"; sleep 60"), FOUND, limits()).unwrap_err()
     };
-    let crash = reset(r#"{"cause":"triple-fault"}"#);
-    assert!(crash.is::<Flaw>(), "{crash:#}");
-    assert!(format!("{crash:#}").contains("with isolation=software: its guest crashed"), "{crash:#}");
+    let crash = reset(r#"{"cause":"triple-fault"}"#).to_string();
+    assert!(crash.starts_with("with isolation=software: its guest crashed"), "{crash}");
+    let asked = reset("null").to_string();
+    assert!(asked.starts_with("with isolation=software: its guest reset itself"), "{asked}");
     let stall = "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:";
-    let stalled = demonstrate(&format!("say '{stall}'; sleep 60"), FOUND, limits()).unwrap_err();
-    assert_eq!(stalled.downcast_ref(), Some(&Flaw::ProcessorSilent));
-    assert!(format!("{stalled:#}").contains("its guest misses one of its processors"), "{stalled:#}");
-    let asked = reset("null");
-    assert!(!asked.is::<Flaw>() && asked.to_string().contains("its guest reset itself"), "{asked:#}");
+    let stalled = failure(&format!("say '{stall}'; sleep 60"), FOUND, limits());
+    assert!(stalled.starts_with("with isolation=software: its guest misses one of its processors"), "{stalled}");
 }
 
 #[test]
