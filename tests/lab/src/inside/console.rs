@@ -51,7 +51,7 @@ impl Follower {
         Ok(Self { thread, markers, stalled })
     }
 
-    /// What becomes true once the guest's kernel misses one of its processors.
+    /// What becomes true once the guest's kernel has missed one of its processors.
     pub fn stalled(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.stalled)
     }
@@ -95,7 +95,7 @@ fn follow(output: impl Read, show: bool, sender: &Sender<Marker>, stalled: &Atom
     }
 }
 
-/// Whether a line is of Linux's, about a processor that it has not heard of for 21 seconds.
+/// Whether a line is of Linux's, about a processor (or a task) that has held RCU up for 21 seconds.
 fn tells_of_a_stall(line: &str) -> bool {
     line.contains("rcu: INFO: ") && line.contains("detected stalls on CPUs")
 }

@@ -35,7 +35,7 @@ const MIB: u64 = 64;
 
 const TRANSFERS: [&str; 4] = ["disk_write", "disk_read", "network_in", "network_out"];
 
-// One processor: the second one of the nested host is for the VMM's threads.
+// One processor: of the two that the nested host has for programs, the other is for the VMM's threads.
 const KINDS: [Kind; 3] = [
     Kind::of(Isolation::None, 1),
     Kind {

@@ -56,19 +56,19 @@ impl Emulator {
         }
         let reason = match newer(options, cache) {
             Ok(Some(newer)) => return Ok(newer),
-            Ok(None) => "apt's sources have no Debian with a newer one".to_owned(),
+            Ok(None) => "apt's lists have no Debian to take a newer one from".to_owned(),
             Err(error) => format!("{error:#}"),
         };
         let (major, minor) = version;
+        ensure!(
+            version >= OLDEST,
+            "{PROGRAM} is version {major}.{minor}, and the lab needs {}.{} or later ({reason})",
+            OLDEST.0,
+            OLDEST.1
+        );
         eprintln!(
             "lab: going on with {PROGRAM} {major}.{minor}, which loses interrupts now and then, so that guests and \
              nested hosts may crash or stand still: {reason}"
-        );
-        ensure!(
-            version >= OLDEST,
-            "{PROGRAM} is version {major}.{minor}, and the lab needs {}.{} or later",
-            OLDEST.0,
-            OLDEST.1
         );
         Ok(installed)
     }
@@ -108,13 +108,12 @@ impl Emulator {
     }
 }
 
-/// A newer one, if apt knows a Debian that has one that is new enough.
+/// A newer one that runs here, if apt knows a Debian.
 fn newer(options: &Options, cache: &Cache) -> Result<Option<Emulator>> {
-    let Some(root) = packages::fetch_newer(options, cache, PACKAGE.name, &OTHER_NAMES)? else { return Ok(None) };
-    let newer = Emulator::Newer(root);
-    let (major, minor) = newer.version()?;
-    ensure!((major, minor) >= STEADY, "Debian's newer one is {major}.{minor}");
-    Ok(Some(newer))
+    let root = packages::fetch_newer(options, cache, PACKAGE.name, STEADY, &OTHER_NAMES)?;
+    let newer = root.map(Emulator::Newer);
+    newer.as_ref().map(Emulator::version).transpose()?;
+    Ok(newer)
 }
 
 fn version(text: &str) -> Option<Version> {

@@ -102,6 +102,13 @@ pub fn files(text: &str) -> Vec<ToDownload> {
     text.lines().filter(|line| line.starts_with('\'')).filter_map(file).collect()
 }
 
+/// The first two numbers of the program's own version, in a version of a package like `1:11.1.3+ds-1`.
+pub fn upstream(version: &str) -> Option<(u32, u32)> {
+    let own = version.split_once(':').map_or(version, |(_, own)| own);
+    let mut numbers = own.split(|letter: char| !letter.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 /// What apt says of a file that the server does not have any more.
 pub const NOT_THERE: &str = "404  Not Found";
 
@@ -173,6 +180,14 @@ Reading package lists...
         assert_eq!(files.iter().map(|file| file.size).sum::<u64>(), 49_442);
         assert_eq!(files.iter().find_map(|file| file.version_of("a")), Some("1:2.3+ds-1".to_owned()));
         assert_eq!(files.iter().find_map(|file| file.version_of("c")), None);
+    }
+
+    #[test]
+    fn a_program_s_own_version_is_read() {
+        assert_eq!(upstream("1:11.1.3+ds-1~bpo13+1"), Some((11, 1)));
+        assert_eq!(upstream("6.12-4"), Some((6, 12)));
+        assert_eq!(upstream("a:b"), None);
+        assert!(upstream("nonsense") < Some((0, 0)));
     }
 
     #[test]

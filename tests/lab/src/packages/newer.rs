@@ -51,35 +51,39 @@ impl Root {
     }
 }
 
-/// The program of the package `name` in the backports of [`RELEASE`], or in the release itself if these have none. Paths that
-/// begin like one of `left_out` are left out.
+/// The program of the package `name` in the backports of [`RELEASE`], or in the release itself if these have none, if it is not
+/// older than `oldest`. Paths that begin like one of `left_out` are left out.
 ///
-/// Nothing if apt's sources have no Debian.
+/// Nothing if apt's lists have no Debian.
 ///
 /// # Errors
-/// No such package, no network.
-pub fn fetch_newer(options: &Options, cache: &Cache, name: &str, left_out: &[&str]) -> Result<Option<Root>> {
-    let cached = || match cache.find(entry_name(&last(cache, name)?)) {
-        Found::Entry(folder) => Some(Root(folder)),
-        Found::Nothing => None,
-        Found::Broken(reason) => {
-            eprintln!("lab: the cached package {name} is broken ({reason}); getting it again");
-            None
-        }
-    };
-    if let Some(root) = cached() {
-        return Ok(Some(root));
+/// No such package, one that is older, no network.
+pub fn fetch_newer(
+    options: &Options,
+    cache: &Cache,
+    name: &str,
+    oldest: (u32, u32),
+    left_out: &[&str],
+) -> Result<Option<Root>> {
+    let find = || last(cache, name).map_or(Found::Nothing, |package| cache.find(entry_name(&package)));
+    match find() {
+        Found::Entry(folder) => return Ok(Some(Root(folder))),
+        Found::Nothing => {}
+        Found::Broken(reason) => eprintln!("lab: the cached package {name} is broken ({reason}); getting it again"),
     }
     let Some(mirror) = known_debian_mirror()? else { return Ok(None) };
     let lock = cache.lock("packages", "fetches a package")?;
-    if let Some(root) = cached() {
-        return Ok(Some(root));
+    if let Found::Entry(folder) = find() {
+        return Ok(Some(Root(folder)));
     }
     let work = cache.work_folder(&lock, "packages")?;
     let apt = Apt::prepare(&mirror, work.path())?;
-    let wanted = apt.candidate(name)?;
+    let (wanted, count) = apt.candidate(name)?;
+    let has = listing::upstream(&wanted.version);
+    ensure!(has >= Some(oldest), "Debian {RELEASE} and its backports have {name} {} only", wanted.version);
     cache.require_space(wanted.size.saturating_mul(6), &format!("unpacking {name} and its libraries"))?;
     let archives = apt.download(options, &wanted)?;
+    ensure!(archives.len() == count, "apt-get left {} of {count} packages for {name}", archives.len());
     let folder = work.path().join("unpacked");
     fs::create_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let left_out: Vec<&str> = LEFT_OUT.iter().chain(&NEVER_USED).chain(left_out).copied().collect();
@@ -134,8 +138,8 @@ impl<'a> Apt<'a> {
         Ok(apt)
     }
 
-    /// The version that it would install, and the size of that with all that it needs.
-    fn candidate(&self, name: &str) -> Result<Candidate> {
+    /// The version that it would install, with the size of that and all that it needs, and how many packages these are.
+    fn candidate(&self, name: &str) -> Result<(Candidate, usize)> {
         let settings = self.settings.iter().map(String::as_str);
         let output = run("apt-get", settings.chain(INSTALL).chain(["--print-uris", name]))?;
         let complaint = || listing::complaint(&String::from_utf8_lossy(&output.stderr)).to_owned();
@@ -145,7 +149,7 @@ impl<'a> Apt<'a> {
             bail!("apt-get does not tell where {name} is")
         };
         let size = files.iter().map(|file| file.size).sum();
-        Ok(Candidate { name: name.to_owned(), version, size })
+        Ok((Candidate { name: name.to_owned(), version, size }, files.len()))
     }
 
     /// Downloads it and all that it needs; returns the archives.
