@@ -22,6 +22,7 @@ use apt::Refreshed;
 pub use apt::{
     Candidate, candidate, download, fetch_deb, is_cached, last_candidate, newest_matching, resolve_meta, unpack,
 };
+pub use listing::upstream;
 pub use mirror::debian_mirror;
 pub use newer::{Root, fetch_newer, has_newer};
 

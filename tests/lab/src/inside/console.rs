@@ -5,8 +5,6 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -29,31 +27,30 @@ pub struct Marker {
     pub text: String,
 }
 
+/// What is left of an output that has ended.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// Its last lines.
+    pub last_lines: VecDeque<String>,
+    /// Whether the guest's kernel has missed one of its processors.
+    pub stalled: bool,
+}
+
 /// A thread that follows one output.
 pub struct Follower {
-    thread: JoinHandle<VecDeque<String>>,
+    thread: JoinHandle<Said>,
     markers: Receiver<Marker>,
-    stalled: Arc<AtomicBool>,
 }
 
 impl Follower {
     /// Starts to read `output`. With `show`, each line goes to standard error, too.
     pub fn start(output: impl Read + Send + 'static, show: bool) -> Result<Self> {
         let (sender, markers) = channel();
-        let stalled = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new()
             .name("console".to_owned())
-            .spawn({
-                let stalled = Arc::clone(&stalled);
-                move || follow(output, show, &sender, &stalled)
-            })
+            .spawn(move || follow(output, show, &sender))
             .context("cannot start a thread")?;
-        Ok(Self { thread, markers, stalled })
-    }
-
-    /// What becomes true once the guest's kernel has missed one of its processors.
-    pub fn stalled(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.stalled)
+        Ok(Self { thread, markers })
     }
 
     /// The markers as they arrive. The channel is closed when the output is.
@@ -61,19 +58,19 @@ impl Follower {
         &self.markers
     }
 
-    /// Waits for the end of the output, which whoever writes it must have closed, and returns its last lines.
-    pub fn last_lines(self) -> Vec<String> {
-        self.thread.join().map(Vec::from).unwrap_or_default()
+    /// Waits for the end of the output, which whoever writes it must have closed.
+    pub fn end(self) -> Said {
+        self.thread.join().unwrap_or_default()
     }
 }
 
-fn follow(output: impl Read, show: bool, sender: &Sender<Marker>, stalled: &AtomicBool) -> VecDeque<String> {
+fn follow(output: impl Read, show: bool, sender: &Sender<Marker>) -> Said {
     let mut output = BufReader::new(output);
-    let mut lines = VecDeque::with_capacity(KEPT);
+    let mut said = Said::default();
     loop {
         let mut line = Vec::new();
         match output.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return lines,
+            Ok(0) | Err(_) => return said,
             Ok(_) => {}
         }
         let at = Instant::now();
@@ -81,17 +78,15 @@ fn follow(output: impl Read, show: bool, sender: &Sender<Marker>, stalled: &Atom
         if show {
             eprintln!("{line}");
         }
-        if tells_of_a_stall(&line) {
-            stalled.store(true, Ordering::Relaxed);
-        }
+        said.stalled |= tells_of_a_stall(&line);
         if let Some(start) = line.find(markers::PREFIX) {
             // Nobody may be listening any more.
             let _ = sender.send(Marker { at, text: line[start..].trim_end().to_owned() });
         }
-        if lines.len() == KEPT {
-            lines.pop_front();
+        if said.last_lines.len() == KEPT {
+            said.last_lines.pop_front();
         }
-        lines.push_back(line);
+        said.last_lines.push_back(line);
     }
 }
 
@@ -124,7 +119,7 @@ mod tests {
     fn followed(text: &'static [u8]) -> (Vec<String>, Vec<String>) {
         let follower = Follower::start(text, false).unwrap();
         let markers = follower.markers().iter().map(|marker| marker.text).collect();
-        (markers, follower.last_lines())
+        (markers, follower.end().last_lines.into())
     }
 
     #[test]
@@ -132,6 +127,15 @@ mod tests {
         let (markers, lines) = followed(b"boot\r\n\x1b[2Jumbra-demo: init\r\nother: umbra-demo: b \r\nguest:/# ");
         assert_eq!(markers, ["umbra-demo: init", "umbra-demo: b"]);
         assert_eq!(lines, ["boot", "umbra-demo: init", "other: umbra-demo: b ", "guest:/# "]);
+    }
+
+    #[test]
+    fn a_missed_processor_is_not_forgotten() {
+        let said = |text: &'static str| Follower::start(text.as_bytes(), false).unwrap().end();
+        let stall = "[ 40.5] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\n".to_owned();
+        let report: &'static str = (stall + &"a register\n".repeat(2 * KEPT)).leak();
+        assert!(said(report).stalled);
+        assert!(!said("rcu: INFO: something else\n").stalled);
     }
 
     #[test]

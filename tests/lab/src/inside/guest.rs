@@ -3,6 +3,7 @@
 //! Every wait has a limit, and the process group of `umbra` is killed when a [`Guest`] is dropped. If something goes
 //! wrong, the error ends with the last lines of the guest's console and of umbra's standard error.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -250,7 +251,7 @@ impl Guest {
 
     /// What knows whether it is still the guest that was booted.
     pub fn watch(&self) -> Watch {
-        Watch::new(self.events.clone(), self.console.stalled())
+        Watch::new(self.events.clone())
     }
 
     /// An error if `umbra` has ended, or its guest is another one.
@@ -325,17 +326,17 @@ impl Guest {
     pub fn explain(mut self, error: Error, all_shown: bool) -> Error {
         self.vmm.kill();
         let watch = self.watch();
-        let said =
-            [("the guest's console", self.console.last_lines()), ("umbra's standard error", self.errors.last_lines())];
+        let (console, errors) = (self.console.end(), self.errors.end());
+        let said = [("the guest's console", console.last_lines), ("umbra's standard error", errors.last_lines)];
         let words = if all_shown { String::new() } else { last_words(said) };
-        watch.explain(anyhow!("{error:#}{words}"))
+        watch.explain(anyhow!("{error:#}{words}"), console.stalled)
     }
 }
 
-fn last_words(said: [(&str, Vec<String>); 2]) -> String {
+fn last_words(said: [(&str, VecDeque<String>); 2]) -> String {
     let mut words = String::new();
     for (who, lines) in said.into_iter().filter(|(_, lines)| !lines.is_empty()) {
-        words.push_str(&format!("\n--- end of {who} ---\n{}", lines.join("\n")));
+        words.push_str(&format!("\n--- end of {who} ---\n{}", Vec::from(lines).join("\n")));
     }
     words + "\n--- `cargo lab demo --verbose` shows all that the guest's kernel says ---"
 }

@@ -1,42 +1,36 @@
-//! Whether a guest is still the one that was booted, and all of it.
+//! Whether a guest is still the one that was booted.
 //!
 //! Umbra boots a guest anew that was reset, and whoever waits for the old one would wait in vain. A [`Watch`] reads umbra's
-//! events: everything that waits for a guest asks it now and then. It also knows whether Linux missed a processor, which a
-//! guest may recover from, but which explains a failure.
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+//! events: everything that waits for a guest asks it now and then.
 
 use anyhow::{Error, Result, bail};
 
 use super::events::{EventFile, Reset};
 
-/// Knows of resets and of silent processors.
+/// Knows of resets.
 #[derive(Clone, Debug)]
-pub struct Watch {
-    events: EventFile,
-    stalled: Arc<AtomicBool>,
-}
+pub struct Watch(EventFile);
 
 impl Watch {
-    /// By these events, and by what becomes true when the guest's kernel misses a processor.
-    pub fn new(events: EventFile, stalled: Arc<AtomicBool>) -> Self {
-        Self { events, stalled }
+    /// By these events.
+    pub fn new(events: EventFile) -> Self {
+        Self(events)
     }
 
     /// An error if the guest was reset.
     pub fn check(&self) -> Result<()> {
-        match self.events.reset()? {
+        match self.0.reset()? {
             None => Ok(()),
             Some(reset) => bail!(words(reset)),
         }
     }
 
-    /// The same error, and before it what became of the guest, unless the error says that itself.
-    pub fn explain(&self, error: Error) -> Error {
-        let reason = match self.events.reset() {
+    /// The same error, and before it what became of the guest, unless the error says that itself: that it was reset, or else
+    /// that its kernel missed one of its processors (`stalled`), which a guest may recover from.
+    pub fn explain(&self, error: Error, stalled: bool) -> Error {
+        let reason = match self.0.reset() {
             Ok(Some(reset)) => words(reset),
-            _ if self.stalled.load(Ordering::Relaxed) => "its guest's kernel missed one of its processors",
+            _ if stalled => "its guest's kernel missed one of its processors",
             _ => return error,
         };
         if format!("{error:#}").contains(reason) { error } else { error.context(reason) }
@@ -61,7 +55,7 @@ mod tests {
         let events = EventFile::create(folder.path().join("events")).unwrap();
         let event = format!(r#"{{"source": "vm", "event": "rebooting", "properties": {properties}}}"#);
         std::fs::write(events.path(), event).unwrap();
-        (folder, Watch::new(events, Arc::default()))
+        (folder, Watch::new(events))
     }
 
     #[test]
@@ -72,26 +66,15 @@ mod tests {
             let (_folder, watch) = watch(properties);
             let reason = watch.check().unwrap_err();
             assert!(reason.to_string().starts_with(said), "{reason:#}");
-            let explained = format!("{:#}", watch.explain(anyhow!("no answer")));
+            let explained = format!("{:#}", watch.explain(anyhow!("no answer"), true));
             assert!(explained.starts_with(said) && explained.ends_with(": no answer"), "{explained}");
-            assert_eq!(watch.explain(anyhow!("step: {reason}")).to_string(), format!("step: {reason}"));
+            assert_eq!(watch.explain(anyhow!("step: {reason}"), true).to_string(), format!("step: {reason}"));
         }
         let (folder, gone) = watch("null");
         drop(folder);
         gone.check().unwrap();
-        assert_eq!(gone.explain(anyhow!("no answer")).to_string(), "no answer");
-    }
-
-    #[test]
-    fn a_missed_processor_is_told_and_no_error_by_itself() {
-        let folder = tempfile::tempdir().unwrap();
-        let stalled = Arc::new(AtomicBool::new(false));
-        let watch = Watch::new(EventFile::create(folder.path().join("events")).unwrap(), Arc::clone(&stalled));
-        watch.check().unwrap();
-        assert_eq!(watch.explain(anyhow!("no answer")).to_string(), "no answer");
-        stalled.store(true, Ordering::Relaxed);
-        watch.check().unwrap();
-        let explained = format!("{:#}", watch.explain(anyhow!("no answer")));
-        assert!(explained.ends_with("missed one of its processors: no answer"), "{explained}");
+        assert_eq!(gone.explain(anyhow!("no answer"), false).to_string(), "no answer");
+        let stalled = format!("{:#}", gone.explain(anyhow!("no answer"), true));
+        assert!(stalled.ends_with("missed one of its processors: no answer"), "{stalled}");
     }
 }

@@ -117,8 +117,7 @@ fn newer(options: &Options, cache: &Cache) -> Result<Option<Emulator>> {
 }
 
 fn version(text: &str) -> Option<Version> {
-    let mut numbers = text.split_once("version ")?.1.split(|letter: char| !letter.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    packages::upstream(text.split_once("version ")?.1.split_whitespace().next()?)
 }
 
 #[cfg(test)]

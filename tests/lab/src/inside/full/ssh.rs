@@ -147,7 +147,6 @@ fn text_of(mut file: std::fs::File) -> String {
 mod tests {
     use super::*;
     use crate::inside::events::EventFile;
-    use std::sync::Arc;
 
     #[test]
     fn only_plain_words_go_to_the_guest() {
@@ -159,7 +158,7 @@ mod tests {
 
     #[test]
     fn unknown_hosts_are_refused_and_no_password_is_asked_for() {
-        let watch = Watch::new(EventFile::create("/nonexistent/events".into()).unwrap(), Arc::default());
+        let watch = Watch::new(EventFile::create("/nonexistent/events".into()).unwrap());
         let ssh = Ssh::new(Path::new("/k"), Path::new("/known"), Path::new("/s"), watch);
         let command = ssh.command("true");
         let arguments: Vec<_> = command.get_args().filter_map(|argument| argument.to_str()).collect();
