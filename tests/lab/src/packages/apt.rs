@@ -4,7 +4,7 @@
 //! lists or sources change.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -249,32 +249,41 @@ fn download_once(options: &Options, package: &Candidate, folder: &Path) -> Resul
     if rustix::process::geteuid().is_root() {
         command.args(["-o", "APT::Sandbox::User=root"]); // the cache is not open to the user _apt
     }
-    command.stdin(Stdio::null()).stderr(Stdio::piped());
     command.stdout(if options.verbose { Stdio::inherit() } else { Stdio::null() });
     let mut progress = Progress::start(format!("downloading {name} {version} ({:.1} MB)", *size as f64 / 1e6), *size);
-    let context = || format!("cannot download {name}");
-    let mut apt = Family::start(&mut command, Vec::new()).context("cannot run apt-get").with_context(context)?;
-    let status = loop {
-        match apt.try_wait().with_context(context)? {
-            Some(status) => break status,
-            None => progress.update(size_of_files(folder)),
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    };
-    if !status.success() {
-        let mut said = String::new();
-        if let Some(mut stderr) = apt.child().stderr.take() {
-            let _ = stderr.read_to_string(&mut said); // without it, the reason says that none was given
-        }
-        drop(progress);
-        bail!("cannot download {name} {version}: {}", listing::complaint(&said));
-    }
+    run_watched(&mut command, || progress.update(size_of_files(folder)))
+        .with_context(|| format!("cannot download {name} {version}"))?;
     progress.finish("done");
     fs::read_dir(folder)
-        .with_context(context)?
+        .with_context(|| format!("cannot read {}", folder.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .with_context(|| format!("apt-get downloaded {name} but left no .deb"))
+}
+
+/// Runs apt-get, with `watch` called now and then. Returns what it complained about, if it was well all the same.
+///
+/// # Errors
+/// What it says of its failure.
+pub(super) fn run_watched(command: &mut Command, mut watch: impl FnMut()) -> Result<String> {
+    let mut complaints = tempfile::tempfile().context("cannot make a temporary file")?;
+    command.stdin(Stdio::null()).stderr(complaints.try_clone().context("cannot duplicate a descriptor")?);
+    let mut apt = Family::start(command, Vec::new()).context("cannot run apt-get")?;
+    let status = loop {
+        match apt.try_wait().context("cannot wait for apt-get")? {
+            Some(status) => break status,
+            None => watch(),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let mut said = Vec::new();
+    complaints
+        .rewind()
+        .and_then(|()| complaints.read_to_end(&mut said))
+        .context("cannot read what apt-get complained about")?;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    ensure!(status.success(), "{}", listing::complaint(&said));
+    Ok(said)
 }
 
 pub(super) fn size_of_files(folder: &Path) -> u64 {

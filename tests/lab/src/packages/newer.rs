@@ -6,19 +6,16 @@
 //! They are fetched when a program is, and not looked at again until its entry in the cache is gone.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::apt::{Candidate, LEFT_OUT, remembered, size_of_files, unpack};
+use super::apt::{Candidate, LEFT_OUT, remembered, run_watched, size_of_files, unpack};
 use super::mirror::{Mirror, known_debian_mirror};
 use super::{listing, run};
 use crate::cache::{Cache, Found};
 use crate::options::Options;
-use crate::process::Family;
 use crate::progress::Progress;
 
 /// The release. It has to be one whose C library runs on the kernels of older ones, as all do.
@@ -178,28 +175,10 @@ impl<'a> Apt<'a> {
     }
 
     /// Runs apt-get, with `watch` called now and then, and returns what it complained about.
-    fn run(&self, arguments: &[&str], mut watch: impl FnMut()) -> Result<String> {
-        let complaints = self.folder.join("complaints");
-        let errors =
-            fs::File::create(&complaints).with_context(|| format!("cannot create {}", complaints.display()))?;
+    fn run(&self, arguments: &[&str], watch: impl FnMut()) -> Result<String> {
         let mut command = Command::new("apt-get");
-        command.args(&self.settings).args(arguments).env("LC_ALL", "C");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
-        let mut apt = Family::start(&mut command, Vec::new()).context("cannot run apt-get")?;
-        let status = loop {
-            match apt.try_wait().context("cannot wait for apt-get")? {
-                Some(status) => break status,
-                None => watch(),
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        };
-        let mut said = Vec::new();
-        fs::File::open(&complaints)
-            .and_then(|mut file| file.read_to_end(&mut said))
-            .with_context(|| format!("cannot read {}", complaints.display()))?;
-        let said = String::from_utf8_lossy(&said).into_owned();
-        ensure!(status.success(), "{}", listing::complaint(&said));
-        Ok(said)
+        command.args(&self.settings).args(arguments).env("LC_ALL", "C").stdout(Stdio::null());
+        run_watched(&mut command, watch)
     }
 }
 
